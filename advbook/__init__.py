@@ -1,0 +1,1 @@
+"""advbook: adversarial examples and the data manifold, one claim a chapter."""

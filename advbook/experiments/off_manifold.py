@@ -1,0 +1,418 @@
+"""Chapter 01: how far regular adversarial examples lie from the manifold, and in which direction they leave it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from advbook import metrics, networks
+from advbook.attacks.norms import linf_ball
+from advbook.attacks.pgd import Attack, pgd_latent, pgd_linf
+from advbook.attacks.spaces import Latent
+from advbook.attacks.steps import sign
+from advbook.experiments import Parameters, Result
+from advbook.experiments.setting import Dataset, Setting, Subset, classifier, load, train_size
+from advbook.ledger import Verdict, counts
+from advbook.manifolds.projection import (
+    adam_schedule,
+    l2,
+    levenberg_marquardt,
+    off_neighbours,
+    project,
+    tangent_angle,
+)
+
+# What is measured image by image, with the fixed bins in which a row counts it.
+EDGES = {
+    "distance": np.linspace(0, 10, 101),
+    "norm": np.linspace(0, 10, 101),
+    "ratio": np.linspace(0, 1.25, 126),
+    "angle": np.linspace(0, 90, 91),
+    "moved": np.linspace(0, 1.25, 126),
+}
+CONTROLS = ("random sign", "gaussian", "on-manifold move")
+KINDS = ("adversarial", "sign steps", *CONTROLS)
+RETURNED = 0.1  # a projection "returns to x" if it lies within this share of |delta| of x
+WALK = np.linspace(0, 2, 21).astype(np.float32)  # t of the figure x + t delta
+SHOWN = 6  # examples on the page
+
+# Fixed before the run: spec of the check, not a result.
+LEAVES_TRUE, LEAVES_APPROXIMATE, BEYOND_CHANCE = 0.9, 1.5, 1.0
+
+Values = Mapping[str, np.ndarray]  # quantity -> [images], NaN where an image does not count
+
+
+class OffManifold(Parameters):
+    """One point of chapter 01: a data set and N, its seeds inside."""
+
+    experiment: ClassVar[str] = "01_off_manifold_distance"
+    version: ClassVar[int] = 1
+
+    dataset: Dataset = Field("fonts", description="data set")
+    n: int = Field(1000, ge=100, description="training images N")
+    subset: Subset = Field("first", description="the first N training rows, or random ones")
+    seeds: int = Field(3, ge=1, le=100, description="networks; they differ in initialization and batch order")
+    epochs: int = Field(20, ge=1, le=1000, description="epochs of training")
+    images: int = Field(200, ge=10, le=8_000, description="attacked test images, the first of the test set")
+    eps: float = Field(0.3, ge=0, le=1, description="budget of the regular attack, L-inf")
+    eta: float = Field(0.3, ge=0, le=1, description="budget of the on-manifold attack, L-inf on theta")
+    steps: int = Field(40, ge=1, le=10_000, description="gradient steps of an attack")
+    restarts: int = Field(2, ge=1, le=100, description="restarts of an attack")
+    starts: int = Field(5, ge=1, le=100, description="random starts of a projection, besides the original theta")
+    neighbours: int = Field(50, ge=1, le=500, description="neighbours that span the approximate manifold")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        size = train_size(self.dataset)
+        if self.n > size:
+            raise ValueError(f"Parameter N = {self.n} is not allowed: {self.dataset} has {size:,} training images.")
+        if self.neighbours > self.n:
+            raise ValueError(f"Parameter NEIGHBOURS = {self.neighbours} is not allowed: N = {self.n} is smaller.")
+        return self
+
+    def load(self) -> Setting:
+        """The images of this point, on its device."""
+        return load(self.dataset, self.n, self.subset, self.images, self.torch_device())
+
+    def network(self, setting: Setting, seed: int) -> nn.Sequential:
+        """The trained network of a seed."""
+        return classifier(setting, self.dataset, self.n, self.subset, epochs=self.epochs, seed=seed)
+
+    def compute(self) -> Result:
+        """Train, attack and measure, seed by seed."""
+        setting = self.load()
+        measured = [_measure(self, setting, seed) for seed in range(self.seeds)]
+        rows = [row for one in measured for row in one.rows]
+        rows += _pooled_successes(measured) + _pooled_distances(measured)
+        arrays = {
+            "/".join([*key, name]): np.stack([one.values[key][name] for one in measured])
+            for key in measured[0].values
+            for name in EDGES
+        }
+        return Result(rows, {**arrays, **measured[0].shown})
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One seed: values[manifold, kind][quantity]; success[attack]: [R, B]; correct: [B]; shown: arrays for figures."""
+
+    rows: list[dict[str, Any]]
+    values: Mapping[tuple[str, str], Values]
+    success: Mapping[str, Tensor]
+    correct: Tensor
+    shown: Mapping[str, np.ndarray]
+
+
+def _measure(p: OffManifold, setting: Setting, seed: int) -> _Measured:
+    generator = torch.Generator().manual_seed(10_000 + seed)
+    f, x, y = p.network(setting, seed), setting.x_test, setting.y_test
+    correct = networks.predict(f, x).argmax(1) == y
+    error = metrics.error(networks.predict(f, setting.x_held_out), setting.y_held_out)
+    attacks = _attacks(p, f, setting, generator, f"network {seed}: ")
+    rows = [{"seed": seed, "test_error": error, **_success_row(n, a, correct)} for n, a in attacks.items()]
+
+    fooled = {kind: correct & attacks[kind].success.any(0) for kind in ("adversarial", "sign steps")}
+    deltas = {kind: _first_success(attacks[kind]) - x for kind in fooled}
+    deltas |= controls(setting, deltas["adversarial"], generator)
+    values = {}
+    for kind, delta in deltas.items():
+        mask = fooled.get(kind, fooled["adversarial"])
+        for manifold, measured in _distances(p, setting, delta, mask, generator, f"network {seed}: {kind}"):
+            values[manifold, kind] = measured
+            rows.append({"seed": seed, **_distance_row(manifold, kind, measured)})
+    index = fooled["adversarial"].nonzero()[:, 0]
+    if setting.manifold is not None and len(index):
+        rows.append({"seed": seed, **_schedule_row(p, setting, deltas["adversarial"], index, generator)})
+    shown = _examples(p, setting, deltas["adversarial"], index[:SHOWN], generator) if seed == 0 else {}
+    success = {name: attack.success for name, attack in attacks.items()}
+    return _Measured(rows, values, success, correct, shown)
+
+
+def _attacks(
+    p: OffManifold, f: nn.Module, setting: Setting, generator: torch.Generator, label: str
+) -> dict[str, Attack]:
+    """The paper's regular attack, a stronger one by today's standard, and the on-manifold attack where dec is known."""
+    x, y = setting.x_test, setting.y_test
+    budget: dict[str, Any] = {"steps": p.steps, "restarts": p.restarts, "generator": generator}
+    found = {
+        "adversarial": pgd_linf(f, x, y, eps=p.eps, label=label + "regular attack", **budget),
+        "sign steps": pgd_linf(
+            f, x, y, eps=p.eps, rule=sign(2.5 * p.eps / p.steps), label=label + "sign steps", **budget
+        ),
+    }
+    if setting.manifold is not None and setting.theta is not None:
+        m = setting.manifold
+        space = Latent(setting.theta, m.decode, setting.context, m.low, m.high, linf_ball(p.eta))
+        found["on-manifold"] = pgd_latent(f, space, y, eta=p.eta, label=label + "on-manifold attack", **budget)
+    return found
+
+
+def _first_success(attack: Attack) -> Tensor:
+    """The example of each image's first successful restart (of the first restart where none is): [B, C, H, W]."""
+    first = attack.success.long().argmax(0)
+    return attack.x[first, torch.arange(len(first), device=first.device)]
+
+
+def controls(setting: Setting, delta: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    """Perturbations of the same images with the same norm as delta, that know nothing of the network: [B, C, H, W]
+    each.
+
+    Random signs and Gaussian noise are clipped to [0, 1] like an attack. The on-manifold move changes theta along a
+    random
+    direction; on real data it goes towards the nearest held-out image of the class.
+    """
+    x = setting.x_test
+
+    def draw(distribution: Callable[..., Tensor]) -> Tensor:
+        return distribution(x.shape, generator=generator).to(x.device)
+
+    signs = draw(torch.rand).sub(0.5).sign()
+    gauss = draw(torch.randn)
+    norm = l2(delta)
+    return {
+        "random sign": _of_norm(lambda t: (x + 2 * t * signs).clamp(0, 1), x, norm),
+        "gaussian": _of_norm(lambda t: (x + 2 * t * gauss).clamp(0, 1), x, norm),
+        "on-manifold move": _of_norm(_on_manifold_path(setting, generator), x, norm),
+    }
+
+
+def _on_manifold_path(setting: Setting, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    """t in [0, 1] -> images: t = 0 is x; t = 1 a random theta of the box, or the nearest held-out image of the
+    class."""
+    x, m, theta = setting.x_test, setting.manifold, setting.theta
+    if m is not None and theta is not None:
+        unit = torch.rand(theta.shape, generator=generator).to(x.device)
+        goal = m.low + (m.high - m.low) * unit
+        return lambda t: m.decode(torch.lerp(theta, goal, t[:, 0, 0]), *setting.context)
+    apart = torch.cdist(x.flatten(1), setting.x_held_out.flatten(1))
+    apart = apart.masked_fill(setting.y_test[:, None] != setting.y_held_out, torch.inf)
+    nearest = setting.x_held_out[apart.argmin(1)]
+    return lambda t: torch.lerp(x, nearest, t)
+
+
+def _of_norm(path: Callable[[Tensor], Tensor], x: Tensor, norm: Tensor) -> Tensor:
+    """path(t) - x at the t in [0, 1] where its norm is the given one, by bisection; at t = 1 if the path ends
+    before."""
+    low, high = torch.zeros_like(norm), torch.ones_like(norm)
+    for _ in range(25):
+        middle = (low + high) / 2
+        short = l2(path(middle[:, None, None, None]) - x) < norm
+        low, high = torch.where(short, middle, low), torch.where(short, high, middle)
+    return path(high[:, None, None, None]) - x
+
+
+def _distances(
+    p: OffManifold, setting: Setting, delta: Tensor, mask: Tensor, generator: torch.Generator, label: str
+) -> list[tuple[str, Values]]:
+    """Distance to the true manifold (where known) and to the span of neighbours, on the images of the mask."""
+    rows = mask.nonzero()[:, 0]
+    x, query = setting.x_test[rows], setting.x_test[rows] + delta[rows]
+    found = []
+    if setting.manifold is not None and setting.theta is not None:
+        theta, context = setting.theta[rows], tuple(part[rows] for part in setting.context)
+        m = setting.manifold
+        z, distance = project(
+            m,
+            query,
+            theta,
+            context,
+            method=levenberg_marquardt,
+            starts=p.starts,
+            generator=generator,
+            label=label,
+        ).best()
+        angle = tangent_angle(query - x, m.linearize(theta, *context)[1])
+        found.append(("true", _values(mask, query - x, distance, m.decode(z, *context) - x, angle)))
+    residual, distance = off_neighbours(query, x, setting.x, k=p.neighbours)
+    angle = (distance / l2(query - x)).clamp(0, 1).asin().rad2deg()
+    found.append(("neighbours", _values(mask, query - x, distance, query - residual - x, angle)))
+    return found
+
+
+def _values(mask: Tensor, delta: Tensor, distance: Tensor, move: Tensor, angle: Tensor) -> Values:
+    """All quantities on all images; move is pi(x + delta) - x."""
+    norm = l2(delta)
+    parts = {
+        "distance": distance,
+        "norm": norm,
+        "ratio": distance / norm,
+        "angle": angle,
+        "moved": l2(move) / norm,
+    }
+    values = {}
+    for name, part in parts.items():
+        values[name] = np.full(len(mask), np.nan, dtype=np.float32)
+        values[name][mask.cpu().numpy()] = part.cpu().numpy()
+    return values
+
+
+def _schedule_row(
+    p: OffManifold, setting: Setting, delta: Tensor, rows: Tensor, generator: torch.Generator
+) -> dict[str, Any]:
+    """The projection's two schedules on the same images: the released one (Adam) and damped Gauss-Newton."""
+    m, theta = setting.manifold, setting.theta
+    assert m is not None
+    assert theta is not None
+    rows = rows[:50]
+    query, context = setting.x_test[rows] + delta[rows], tuple(part[rows] for part in setting.context)
+    near = {}
+    for name, method in (("adam", adam_schedule), ("gauss_newton", levenberg_marquardt)):
+        near[name] = project(
+            m, query, theta[rows], context, method=method, starts=p.starts, generator=generator, label=name
+        ).distance
+    gap = near["adam"].amin(0) - near["gauss_newton"].amin(0)
+    first = near["gauss_newton"].argmin(0) == 0
+    return {
+        "what": "schedule",
+        "count": len(rows),
+        "adam_further_by": float(gap.median()),
+        "adam_nearer_share": float((gap < -1e-3).double().mean()),
+        "original_start_best_share": float(first.double().mean()),
+        "random_start_nearer_by": float((near["gauss_newton"][0] - near["gauss_newton"].amin(0)).max()),
+    }
+
+
+def _examples(
+    p: OffManifold, setting: Setting, delta: Tensor, rows: Tensor, generator: torch.Generator
+) -> dict[str, np.ndarray]:
+    """A few examples for figures: x, delta, and along x + t delta the distance to the manifold and the projection."""
+    x, d = setting.x_test[rows], delta[rows]
+    t = torch.from_numpy(WALK).to(x.device)
+    walk = (x[:, None] + t[:, None, None, None] * d[:, None]).clamp(0, 1)  # [E, T, C, H, W]
+    query, base = walk.flatten(0, 1), x.repeat_interleave(len(t), 0)
+    if setting.manifold is not None and setting.theta is not None:
+        context = tuple(part[rows].repeat_interleave(len(t)) for part in setting.context)
+        theta = setting.theta[rows].repeat_interleave(len(t), 0)
+        z, distance = project(
+            setting.manifold,
+            query,
+            theta,
+            context,
+            method=levenberg_marquardt,
+            starts=p.starts,
+            generator=generator,
+        ).best()
+        nearest = setting.manifold.decode(z, *context)
+    else:
+        residual, distance = off_neighbours(query, base, setting.x, k=p.neighbours)
+        nearest = (query - residual).clamp(0, 1)
+    shape = (len(rows), len(t))
+    shown = {
+        "shown/row": rows,
+        "shown/x": x,
+        "shown/delta": d,
+        "shown/y": setting.y_test[rows],
+        "shown/distance": distance.view(shape),
+        "shown/projection": nearest.view(*shape, *x.shape[1:]).mul(255).round().byte(),
+    }
+    return {name: value.cpu().numpy() for name, value in shown.items()}
+
+
+def _success_row(name: str, attack: Attack, correct: Tensor) -> dict[str, Any]:
+    return {
+        "what": "success",
+        "attack": name,
+        "correct": int(correct.sum()),
+        "success_average": metrics.success_average(attack.success, correct),
+        "success_worst": metrics.success_worst(attack.success, correct),
+        "forwards": attack.forwards,
+    }
+
+
+def _distance_row(manifold: str, kind: str, values: Values) -> dict[str, Any]:
+    counted = np.isfinite(values["ratio"])
+    medians = {name: float(np.median(part[counted])) if counted.any() else None for name, part in values.items()}
+    returned = float((values["moved"][counted] <= RETURNED).mean()) if counted.any() else None
+    bins = {f"{name}_counts": counts(part, EDGES[name]) for name, part in values.items()}
+    return {
+        "what": "distance",
+        "manifold": manifold,
+        "kind": kind,
+        "count": int(counted.sum()),
+        "returned": returned,
+        **medians,
+        **bins,
+    }
+
+
+def _pooled_successes(measured: list[_Measured]) -> list[dict[str, Any]]:
+    """Success rates over all seeds, in both definitions, with intervals."""
+    rows = []
+    for name in measured[0].success:
+        row: dict[str, Any] = {"what": "success", "seed": "all", "attack": name}
+        for definition in ("average", "worst"):
+            values = np.stack([_rate(one, name, definition) for one in measured])
+            row |= _interval(f"success_{definition}", values, np.nanmean)
+        rows.append(row)
+    return rows
+
+
+def _rate(one: _Measured, name: str, definition: str) -> np.ndarray:
+    """Success by image, averaged over restarts or of any restart; NaN where the clean image is misclassified: [B]."""
+    success = one.success[name].double()
+    rate = success.mean(0) if definition == "average" else success.amax(0)
+    return rate.masked_fill(~one.correct, torch.nan).cpu().numpy()
+
+
+def _pooled_distances(measured: list[_Measured]) -> list[dict[str, Any]]:
+    """Distances over all seeds with intervals, and the adversarial ratio against each control's, image by image."""
+    rows = []
+    for manifold, kind in measured[0].values:
+        values = {name: np.stack([one.values[manifold, kind][name] for one in measured]) for name in EDGES}
+        adversarial = np.stack([one.values[manifold, "adversarial"]["ratio"] for one in measured])
+        row = {"seed": "all", **_distance_row(manifold, kind, {k: v.reshape(-1) for k, v in values.items()})}
+        for name in ("ratio", "angle", "moved"):
+            row |= _interval(name, values[name], np.nanmedian)
+        # A move on the true manifold has distance zero up to rounding; the floor keeps the quotient finite.
+        row |= _interval("adversarial_over_this", adversarial / np.maximum(values["ratio"], 1e-3), np.nanmedian)
+        rows.append(row)
+    return rows
+
+
+def _interval(name: str, values: np.ndarray, statistic: Callable[..., np.ndarray]) -> dict[str, float | None]:
+    numbers = (float(number) for number in metrics.interval(values, statistic))
+    return {
+        key: number if np.isfinite(number) else None
+        for key, number in zip((name, f"{name}_low", f"{name}_high"), numbers, strict=True)
+    }
+
+
+def verdicts(rows: pd.DataFrame) -> list[Verdict]:
+    """The chapter's two claims against their thresholds, from the rows of one data set.
+
+    1. Regular adversarial examples leave the manifold: on the true one, the median distance is at least .9 |delta|;
+    on the
+    approximate one, at least 1.5 times that of a move along the data. 2. They leave it more orthogonally than chance:
+    the
+    distance is at least that of random signs of the same norm on the same image.
+    """
+    pooled = rows[(rows.what == "distance") & (rows.seed == "all")]
+    true = pooled[pooled.manifold == "true"]
+    known = len(true) > 0
+    by_kind = {row["kind"]: row for row in (true if known else pooled).to_dict("records")}
+    quantity, threshold = ("ratio", LEAVES_TRUE) if known else ("adversarial_over_this", LEAVES_APPROXIMATE)
+    leaves = by_kind["adversarial" if known else "on-manifold move"]
+    statistic = "median distance / |delta|" if known else "median of distance / distance of an on-manifold move"
+    chance = by_kind["random sign"]
+    return [
+        _verdict("Regular adversarial examples leave the manifold", statistic, leaves, quantity, threshold),
+        _verdict(
+            "They leave it more orthogonally than random signs of the same norm",
+            "median of distance / distance of random signs",
+            chance,
+            "adversarial_over_this",
+            BEYOND_CHANCE,
+        ),
+    ]
+
+
+def _verdict(claim: str, statistic: str, row: Mapping[Any, Any], quantity: str, threshold: float) -> Verdict:
+    value, low, high = (float(row[name]) for name in (quantity, f"{quantity}_low", f"{quantity}_high"))
+    return Verdict(claim, statistic, value, low, high, threshold)

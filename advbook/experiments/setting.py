@@ -1,0 +1,108 @@
+"""What the chapters on the papers' classifiers share: the data of a point, and its trained networks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from advbook import datasets, fonts, networks, store, training
+from advbook.manifolds.projection import Manifold
+
+Dataset = Literal["fonts", "mnist", "fashion_mnist", "emnist"]
+Subset = Literal["first", "random"]
+HELD_OUT = 2_000  # test images that no attack touches: for the test error, and as the data's own directions
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Training images, attacked test images, held-out test images, and the true manifold where it is known.
+
+    x: [N, C, H, W]; x_test: [B, C, H, W]; theta and context (font and letter) are the codes of x_test, None on real
+    data.
+    """
+
+    x: Tensor
+    y: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    x_held_out: Tensor
+    y_held_out: Tensor
+    classes: tuple[str, ...]
+    manifold: Manifold | None = None
+    theta: Tensor | None = None
+    context: tuple[Tensor, ...] = ()
+
+
+def train_size(dataset: Dataset) -> int:
+    """How many training images a data set has."""
+    return fonts.TRAIN_ROWS if dataset == "fonts" else datasets.DATASETS[dataset].splits["train"].count
+
+
+def load(dataset: Dataset, n: int, subset: Subset, images: int, device: torch.device) -> Setting:
+    """The first (or random) n training images, the first `images` of the test set to attack, and the next ones held
+    out."""
+    return (_fonts if dataset == "fonts" else _real)(dataset, n, subset, images, device)
+
+
+def _fonts(dataset: Dataset, n: int, subset: Subset, images: int, device: torch.device) -> Setting:
+    train = fonts.random_rows(n, device=device) if subset == "random" else fonts.rows("train", n, device=device)
+    test = fonts.rows("test", images + HELD_OUT, device=device)
+    x_test = fonts.images(test)
+    return Setting(
+        x=fonts.images(train),
+        y=train.letter,
+        x_test=x_test[:images],
+        y_test=test.letter[:images],
+        x_held_out=x_test[images:],
+        y_held_out=test.letter[images:],
+        classes=tuple(fonts.LETTERS),
+        manifold=Manifold(fonts.decode, fonts.decode_with_jacobian, *fonts.theta_box(device)),
+        theta=test.theta[:images],
+        context=(test.font[:images], test.letter[:images]),
+    )
+
+
+def _real(dataset: Dataset, n: int, subset: Subset, images: int, device: torch.device) -> Setting:
+    test = datasets.load(dataset, "test", device=device)
+    train = datasets.load(dataset, "train", n=None if subset == "random" else n, device=device)
+    order = np.random.default_rng([0, 1]).permutation(len(train.y)) if subset == "random" else np.arange(n)
+    rows = torch.from_numpy(order[:n]).to(device)
+    end = images + HELD_OUT
+    return Setting(
+        x=train.x[rows],
+        y=train.y[rows],
+        x_test=test.x[:images],
+        y_test=test.y[:images],
+        x_held_out=test.x[images:end],
+        y_held_out=test.y[images:end],
+        classes=train.classes,
+    )
+
+
+def classifier(setting: Setting, dataset: Dataset, n: int, subset: Subset, *, epochs: int, seed: int) -> nn.Sequential:
+    """The normally trained standard network of a seed, batch norm folded; from the store if it was trained before."""
+    device = setting.x.device
+    schedule = training.Schedule(epochs=epochs)
+    generator = torch.Generator().manual_seed(seed)
+    network = networks.cnn(len(setting.classes), generator=generator).to(device)
+    recipe = {
+        "version": 1,  # raise it when training or the network changes what it computes
+        "training": "normal",
+        "network": "cnn",
+        "schedule": schedule.model_dump(),
+        "data": [dataset, subset, n],
+        "seed": seed,
+        "device": device.type,
+    }
+
+    def train(fresh: nn.Module) -> nn.Module:
+        label = f"training network {seed}"
+        return training.normal(fresh, setting.x, setting.y, schedule, generator=generator, label=label)
+
+    trained = store.trained(recipe, network, train)
+    assert isinstance(trained, nn.Sequential)
+    return networks.folded(trained)

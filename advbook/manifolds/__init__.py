@@ -1,0 +1,1 @@
+"""Manifolds {dec(z)}, and how far an image lies from one."""

@@ -1,0 +1,10 @@
+"""The interactive figures: one class serves the page without a kernel and JupyterLab with one.
+
+pack.py turns networks into bytes, interpreter.js runs them in the reader's browser, and a figure joins the
+two with its controls. JS and torch agree to 1e-4; tests/parity.py holds every figure to that.
+"""
+
+from advbook.sliders.latent import LatentSlider
+from advbook.sliders.walk import OffManifoldWalk
+
+__all__ = ["LatentSlider", "OffManifoldWalk"]

@@ -1,0 +1,143 @@
+"""What the interactive figures share: joined JS, controls as traits, and a still image for print."""
+
+from __future__ import annotations
+
+import base64
+import math
+from importlib.resources import files
+from typing import Any, TypedDict
+
+import anywidget
+import torch
+from torch import Tensor, nn
+from traitlets import Bytes, Dict, List, TraitError, Unicode
+
+from advbook.networks import folded
+
+
+class Control(TypedDict, total=False):
+    """One slider or selector, as dom.js draws it: a trait's name, its label and its start value.
+
+    A slider has `min`, `max`, `step`, `digits` and `unit` as the reader sees them, and `per`: how many of the
+    reader's units are one unit of the trait. A selector has `options`; its trait counts them from 0.
+    """
+
+    name: str
+    label: str
+    start: float
+    min: float
+    max: float
+    step: float
+    per: float
+    unit: str
+    digits: int
+    options: list[str]
+
+
+def slider(name: str, label: str, low: float, high: float, start: float, *, degrees: bool = False) -> Control:
+    """A slider over [low, high] in about a hundred round steps; the trait of one in degrees is in radians."""
+    per = 180 / math.pi if degrees else 1.0
+    shown_low, shown_high = round(low * per, 6), round(high * per, 6)
+    step = _round_step((shown_high - shown_low) / 100)
+    digits, unit = (0, "°") if degrees else (max(2, -math.floor(math.log10(step))), "")
+    return Control(
+        name=name,
+        label=label,
+        start=start,
+        min=shown_low,
+        max=shown_high,
+        step=step,
+        per=per,
+        unit=unit,
+        digits=digits,
+    )
+
+
+def selector(name: str, label: str, options: list[str]) -> Control:
+    """A selector that starts with its first option."""
+    return Control(name=name, label=label, start=0, options=options)
+
+
+def script(name: str) -> str:
+    """The JS of a figure in one text: it is loaded from a blob, where imports cannot work."""
+    return "\n".join(source(part) for part in ("interpreter.js", "dom.js", name))
+
+
+def source(name: str) -> str:
+    """The text of one of the package's JS or CSS files."""
+    return files("advbook.sliders").joinpath(name).read_text("utf-8")
+
+
+class Figure(anywidget.AnyWidget):
+    """A figure whose controls are traits: a move sets them, and setting them moves the figure.
+
+    A value outside its control's range raises TraitError.
+    """
+
+    _css = source("sliders.css")
+    controls = List(Dict()).tag(sync=True)
+    class_names = List(Unicode()).tag(sync=True)
+    classifier = List(Dict()).tag(sync=True)
+    classifier_weights = Bytes().tag(sync=True)
+    note = Unicode().tag(sync=True)
+
+    def still(self) -> bytes:
+        """The figure as a PNG for print, LaTeX and viewers without JavaScript."""
+        raise NotImplementedError
+
+    def alt(self) -> str:
+        """The still image in a sentence."""
+        raise NotImplementedError
+
+    def _within(self, proposal: Any) -> Any:
+        """A trait's new value, held to its control's range; rounding at the ends is forgiven."""
+        name, value = proposal["trait"].name, proposal["value"]
+        control = next(control for control in self.controls if control["name"] == name)
+        low, high = _bounds(control)
+        if not low - 1e-6 <= value <= high + 1e-6:
+            raise TraitError(f"{name} = {value} is out of range; allowed is {low:g} to {high:g}.")
+        return min(max(value, low), high)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        shown = super()._repr_mimebundle_(**kwargs)
+        assert shown is not None  # AnyWidget has a view, always
+        data, metadata = shown
+        png = base64.b64encode(self.still()).decode("ascii")
+        return {**data, "text/plain": self.alt(), "image/png": png}, metadata
+
+
+def evaluated(network: nn.Sequential, shape: list[int], classes: int) -> nn.Sequential:
+    """The network in evaluation mode, known to give `classes` logits for images [1, H, W] of this shape.
+
+    Raises ValueError if it does not.
+    """
+    fixed = folded(network)
+    try:
+        given = list(fixed(torch.zeros(1, *shape)).shape)
+    except RuntimeError as error:
+        raise ValueError(f"classifier does not take images of shape {shape}: {error}") from error
+    if given != [1, classes]:
+        raise ValueError(
+            f"classifier gives {given} for one image; allowed is [1, {classes}], a logit a class."
+        )
+    return fixed
+
+
+def answers(network: nn.Module, images: Tensor, names: list[str]) -> list[str]:
+    """What the classifier says of each image, for a still: [B, 1, H, W] -> "B 97 %" and so on."""
+    with torch.no_grad():
+        confidence, label = network(images).softmax(1).max(1)
+    return [f"{names[k]} {100 * p:.0f} %" for p, k in zip(confidence.tolist(), label.tolist(), strict=True)]
+
+
+def _bounds(control: Control | dict[str, Any]) -> tuple[float, float]:
+    if "options" in control:
+        return 0, len(control["options"]) - 1
+    return control["min"] / control["per"], control["max"] / control["per"]
+
+
+def _round_step(width: float) -> float:
+    """1, 2 or 5 times a power of ten, at least `width`."""
+    power = 10.0 ** math.floor(math.log10(width))
+    step = next(k * power for k in (1, 2, 5, 10) if k * power >= width * (1 - 1e-9))
+    return round(step, 9)

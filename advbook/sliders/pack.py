@@ -1,0 +1,133 @@
+"""Networks and decoders as layers and bytes that interpreter.js runs.
+
+A layer is a dict: its `op`, its settings, and under `tensors` where each of its tensors lies in the bytes
+(dtype, offset in bytes, shape). Numbers are little-endian float32, pixels uint8. For a new layer, register
+one function here and add one to OPS in interpreter.js.
+"""
+
+from __future__ import annotations
+
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from advbook.networks import folded
+
+Layer = dict[str, Any]
+Array = NDArray[np.generic]
+
+
+def pack(network: nn.Sequential) -> tuple[list[Layer], bytes]:
+    """A network in evaluation mode as layers and bytes: batch norm folded, adjacent linear layers multiplied.
+
+    Raises TypeError for a layer, or a setting of a layer, that the interpreter does not know.
+    """
+    modules = _multiplied(list(folded(network)))
+    return _assemble([_described(module) for module in modules])
+
+
+def pack_fonts(prototypes: ArrayLike) -> tuple[list[Layer], bytes]:
+    """The decoder of FONTS over these prototypes: uint8 [F, K, H, W], where 255 is 1.
+
+    Raises ValueError if the prototypes have another type or shape.
+    """
+    pixels = np.asarray(prototypes)
+    if pixels.dtype != np.uint8 or pixels.ndim != 4:
+        raise ValueError(f"prototypes are {pixels.dtype} {list(pixels.shape)}; allowed: uint8 [F, K, H, W].")
+    return _assemble([({"op": "fonts"}, {"prototypes": pixels})])
+
+
+@singledispatch
+def _described(module: nn.Module) -> tuple[Layer, dict[str, Array]]:
+    """The op and settings of a module, and its tensors by name."""
+    raise TypeError(f"The layer {module} cannot be packed: interpreter.js has no op for it.")
+
+
+@_described.register
+def _(module: nn.Conv2d) -> tuple[Layer, dict[str, Array]]:
+    plain = module.groups == 1 and module.dilation == (1, 1) and module.padding_mode == "zeros"
+    if not plain or isinstance(module.padding, str):
+        raise TypeError(
+            f"The layer {module} cannot be packed: groups, dilation and named padding are not known."
+        )
+    settings = {"op": "conv2d", "stride": list(module.stride), "padding": list(module.padding)}
+    return settings, _weight_and_bias(module)
+
+
+@_described.register
+def _(module: nn.Linear) -> tuple[Layer, dict[str, Array]]:
+    return {"op": "linear"}, _weight_and_bias(module)
+
+
+@_described.register
+def _(module: nn.ReLU) -> tuple[Layer, dict[str, Array]]:
+    return {"op": "relu"}, {}
+
+
+@_described.register
+def _(module: nn.Softmax) -> tuple[Layer, dict[str, Array]]:
+    if module.dim not in (1, -1):
+        raise TypeError(f"The layer {module} cannot be packed: allowed is dim=1, the classes.")
+    return {"op": "softmax"}, {}
+
+
+@_described.register
+def _(module: nn.Flatten) -> tuple[Layer, dict[str, Array]]:
+    if (module.start_dim, module.end_dim) != (1, -1):
+        raise TypeError(f"The layer {module} cannot be packed: allowed is to flatten all but the batch.")
+    return {"op": "flatten"}, {}
+
+
+def _weight_and_bias(module: nn.Conv2d | nn.Linear) -> dict[str, Array]:
+    weight = module.weight.detach()
+    bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach()
+    return {"weight": _float32(weight), "bias": _float32(bias)}
+
+
+def _float32(tensor: Tensor) -> Array:
+    return tensor.cpu().numpy().astype("<f4")
+
+
+def _multiplied(modules: list[nn.Module]) -> list[nn.Module]:
+    """The same function with adjacent linear layers multiplied into one, where that saves bytes."""
+    short: list[nn.Module] = []
+    for module in modules:
+        last = short[-1] if short else None
+        if isinstance(last, nn.Linear) and isinstance(module, nn.Linear) and _smaller(last, module):
+            short[-1] = _product(last, module)
+        else:
+            short.append(module)
+    return short
+
+
+def _smaller(first: nn.Linear, second: nn.Linear) -> bool:
+    return first.in_features * second.out_features < first.weight.numel() + second.weight.numel()
+
+
+@torch.no_grad()
+def _product(first: nn.Linear, second: nn.Linear) -> nn.Linear:
+    """W2 (W1 x + b1) + b2 as one layer, multiplied in float64 so that only the last rounding is left."""
+    both = nn.Linear(first.in_features, second.out_features, dtype=torch.float64)
+    weight = second.weight.double()
+    bias = weight.new_zeros(len(weight)) if second.bias is None else second.bias.double()
+    both.weight.copy_(weight @ first.weight.double())
+    both.bias.copy_(bias if first.bias is None else bias + weight @ first.bias.double())
+    return both
+
+
+def _assemble(described: list[tuple[Layer, dict[str, Array]]]) -> tuple[list[Layer], bytes]:
+    """Tensors behind one another, each from a multiple of 4 bytes, since JS reads float32 from there only."""
+    buffer = bytearray()
+    layers = []
+    for layer, arrays in described:
+        tensors = {}
+        for name, array in arrays.items():
+            dtype = "uint8" if array.dtype == np.uint8 else "float32"
+            tensors[name] = {"dtype": dtype, "offset": len(buffer), "shape": list(array.shape)}
+            buffer += array.tobytes() + bytes(-array.nbytes % 4)
+        layers.append({**layer, "tensors": tensors})
+    return layers, bytes(buffer)

@@ -1,0 +1,98 @@
+"""Trained networks by the hash of their recipe, and the one way in which this package writes files.
+
+A file is written beside its place and renamed, so that it is whole or not there. A damaged file is set aside, never
+deleted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+CHECKOUT = Path(__file__).parents[1]
+
+
+def home() -> Path:
+    """Where networks and rows are kept: ADVBOOK_HOME, else .advbook in the checkout (or in the current folder without
+    one)."""
+    default = (CHECKOUT if (CHECKOUT / "_toc.yml").exists() else Path.cwd()) / ".advbook"
+    return Path(os.environ.get("ADVBOOK_HOME") or default).expanduser()
+
+
+def fingerprint(recipe: Mapping[str, Any]) -> str:
+    """A hash of everything that determines a result: 16 hexadecimal digits, the same for every order of the keys."""
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all. Raises OSError with one sentence, and leaves what was there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".part", delete=False) as file:
+            part = Path(file.name)
+            try:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                part.chmod(0o644)
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
+    except OSError as error:
+        reason = f"{path.name} could not be written to {path.parent} ({error.strerror})"
+        raise OSError(f"{reason}; make room there and run again: all that was finished before is kept.") from None
+
+
+def set_aside(path: Path, reason: str) -> None:
+    """Rename a damaged file to *.damaged and say so: it will be made again."""
+    path.replace(path.with_name(path.name + ".damaged"))
+    print(f"{path.name} is damaged ({reason}); it was set aside as {path.name}.damaged.", file=sys.stderr)
+
+
+def trained(recipe: Mapping[str, Any], network: nn.Module, train: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    """The network of a recipe: read if it was trained before, else trained and kept.
+
+    network: freshly initialized, on its device; its weights are replaced. One process trains, others wait for it.
+    """
+    path = home() / "models" / f"{fingerprint(recipe)}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if path.exists() and _read(path, network):
+            return network.eval()
+        network = train(network)
+        state = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
+        write(path, save(state, {"recipe": json.dumps(recipe, sort_keys=True), "digest": _digest(state)}))
+    return network.eval()
+
+
+def _read(path: Path, network: nn.Module) -> bool:
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            if (file.metadata() or {}).get("digest") != _digest(state):
+                raise SafetensorError("its content does not match its checksum")
+        network.load_state_dict(state)
+    except (SafetensorError, RuntimeError, OSError) as error:
+        set_aside(path, str(error).splitlines()[0])
+        return False
+    return True
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(state[name].reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,178 @@
+"""Does a figure's JS compute what torch computes? For a live widget or for one found in an executed notebook.
+
+`parity(state)` runs the JS that the figure carries (its own `_esm`, in node) on the weights that it carries,
+and torch on the same weights.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ipywidgets
+import nbformat
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
+
+
+class Parity(NamedTuple):
+    """The largest absolute differences between JS and torch."""
+
+    image: float
+    logits: float
+
+
+def state_of(widget: ipywidgets.Widget) -> dict[str, Any]:
+    """The state of a live widget, as its page gets it."""
+    return dict(widget.get_state())
+
+
+def published_states(notebook: Path) -> list[dict[str, Any]]:
+    """The states of all figures with a classifier in an executed notebook, their bytes decoded."""
+    models = (
+        nbformat.read(notebook, as_version=4)
+        .metadata.get("widgets", {})
+        .get(WIDGET_STATE, {})
+        .get("state", {})
+    )
+    states = []
+    for model in models.values():
+        buffers = {b["path"][0]: base64.b64decode(b["data"]) for b in model.get("buffers", [])}
+        states.append({**model["state"], **buffers})
+    return [state for state in states if "classifier" in state]
+
+
+def parity(state: dict[str, Any], *, count: int = 50, seed: int = 0) -> Parity:
+    """The differences at `count` random places of the sliders, and on as many images of noise."""
+    generator = torch.Generator().manual_seed(seed)
+    images, shown = (_decoded if "decoder" in state else _walked)(state, count, generator)
+    noise = torch.rand(images.shape, generator=generator)
+    # Each side classifies the images that it made itself, as the page does.
+    (logits,) = run_js(state["_esm"], [net_job(state, "classifier", torch.cat([shown, noise]))])
+    expected = run_torch(state["classifier"], state["classifier_weights"], torch.cat([images, noise]))
+    return Parity(largest(shown, images), largest(logits, expected))
+
+
+def run_js(module: str, jobs: list[dict[str, Any]]) -> list[Tensor]:
+    """Runs jobs through a figure's JS (its text) in node: one [B, ...] a job."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "figure.mjs"
+        path.write_text(module, encoding="utf-8")
+        command = ["node", str(Path(__file__).with_suffix(".mjs")), str(path)]
+        done = subprocess.run(command, input=json.dumps(jobs), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return [_stacked(outcome) for outcome in json.loads(done.stdout)]
+
+
+def net_job(state: dict[str, Any], name: str, inputs: Tensor) -> dict[str, Any]:
+    """A job for `run_js`: the layers called `name` on inputs [B, ...]."""
+    return {
+        "layers": state[name],
+        "weights": base64.b64encode(bytes(state[f"{name}_weights"])).decode(),
+        "shape": list(inputs.shape[1:]),
+        "inputs": inputs.flatten(1).tolist(),
+    }
+
+
+def run_torch(layers: list[dict[str, Any]], weights: bytes, x: Tensor) -> Tensor:
+    """What packed layers mean, by torch: [B, ...] -> [B, ...]."""
+    for layer in layers:
+        x = _LAYERS[layer["op"]](
+            x, layer, {k: _tensor(v, bytes(weights)) for k, v in layer["tensors"].items()}
+        )
+    return x
+
+
+def largest(a: Tensor, b: Tensor) -> float:
+    """The largest absolute difference; another shape is an error."""
+    if a.shape != b.shape:
+        raise ValueError(f"JS gives {list(a.shape)} where torch gives {list(b.shape)}.")
+    return (a.double() - b.double()).abs().max().item()
+
+
+def _conv2d(x: Tensor, layer: dict[str, Any], tensors: dict[str, Tensor]) -> Tensor:
+    return F.conv2d(x, tensors["weight"], tensors["bias"], layer["stride"], layer["padding"])
+
+
+def _fonts(z: Tensor, layer: dict[str, Any], tensors: dict[str, Tensor]) -> Tensor:
+    # Written out a second time on purpose: the formula is what is tested.
+    tx, ty, hx, hy, s, r = z[:, :6].unbind(1)
+    c, n = r.cos(), r.sin()
+    entries = [s * (c + n * hx), s * (-n + c * hx), tx, s * (n + c * hy), s * (c - n * hy), ty]
+    prototype = tensors["prototypes"].float()[z[:, 6].long(), z[:, 7].long()][:, None] / 255  # [B, 1, H, W]
+    grid = F.affine_grid(torch.stack(entries, 1).view(-1, 2, 3), list(prototype.shape), align_corners=True)
+    return F.grid_sample(prototype, grid, padding_mode="zeros", align_corners=True).clamp(0, 1)
+
+
+_LAYERS: dict[str, Any] = {
+    "conv2d": _conv2d,
+    "flatten": lambda x, layer, tensors: x.flatten(1),
+    "fonts": _fonts,
+    "linear": lambda x, layer, tensors: F.linear(x, tensors["weight"], tensors["bias"]),
+    "relu": lambda x, layer, tensors: F.relu(x),
+    "softmax": lambda x, layer, tensors: F.softmax(x, 1),
+}
+
+
+def _tensor(reference: dict[str, Any], weights: bytes) -> Tensor:
+    dtype = {"float32": "<f4", "uint8": "u1"}[reference["dtype"]]
+    count = math.prod(reference["shape"])
+    flat = np.frombuffer(weights, dtype, count, reference["offset"])
+    return torch.from_numpy(flat.reshape(reference["shape"]).copy())
+
+
+def _decoded(state: dict[str, Any], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Random z through the decoder: images [B, 1, H, W] by torch and by JS."""
+    draws = torch.rand(count, len(state["controls"]), generator=generator)  # [B, 8]
+    z = torch.stack(
+        [_place(c, u) for c, u in zip(_by_theta(state["controls"]), draws.unbind(1), strict=True)], 1
+    )
+    images = run_torch(state["decoder"], state["decoder_weights"], z)
+    (shown,) = run_js(state["_esm"], [net_job(state, "decoder", z)])
+    return images, shown
+
+
+def _by_theta(controls: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Theta's sliders, then font, then letter: the order of z."""
+    selectors = {control["name"]: control for control in controls if "options" in control}
+    return [control for control in controls if "options" not in control] + [
+        selectors["font"],
+        selectors["letter"],
+    ]
+
+
+def _place(control: dict[str, Any], u: Tensor) -> Tensor:
+    if "options" in control:
+        return (u * len(control["options"])).floor()
+    low, high = control["min"] / control["per"], control["max"] / control["per"]
+    return low + (high - low) * u
+
+
+def _walked(state: dict[str, Any], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Every example at random t: images [B, 1, H, W] by torch and by JS."""
+    shape = state["image_shape"]
+    x, delta = (torch.from_numpy(np.frombuffer(bytes(state[k]), "<f4").copy()) for k in ("images", "deltas"))
+    x, delta = x.view(-1, 1, *shape), delta.view(-1, 1, *shape)  # [N, 1, 1, H, W]
+    low, high = state["ts"][0], state["ts"][-1]
+    t = low + (high - low) * torch.rand(count, generator=generator)  # [T]
+    images = (x + t.view(-1, 1, 1, 1) * delta).clamp(0, 1)  # [N, T, 1, H, W]
+    jobs = [
+        {"x": a.flatten().tolist(), "delta": d.flatten().tolist(), "shape": shape, "ts": t.tolist()}
+        for a, d in zip(x, delta, strict=True)
+    ]
+    shown = torch.cat(run_js(state["_esm"], jobs))
+    return images.flatten(0, 1), shown
+
+
+def _stacked(outcome: list[dict[str, Any]]) -> Tensor:
+    return torch.stack([torch.tensor(one["data"]).view(one["shape"]) for one in outcome])
