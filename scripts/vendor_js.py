@@ -201,13 +201,14 @@ def fetch_npm(package: Package, target: Path) -> None:
     """Copy a package's files from the npm registry to `target`; raise VendorError on failure."""
     spec = f"{package.name}@{package.version}"
     with tempfile.TemporaryDirectory() as scratch:
-        command = ["npm", "pack", spec, "--silent", "--pack-destination", scratch]
+        command = ["npm", "pack", spec, "--loglevel=error", "--pack-destination", scratch]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
         except FileNotFoundError as error:
             raise VendorError(f"npm is not installed; it is needed to fetch {spec}") from error
         except subprocess.CalledProcessError as error:
-            raise VendorError(f"`npm pack {spec}` failed: {error.stderr.strip()[-300:]}") from error
+            reason = "; ".join(error.stderr.splitlines()[:2])
+            raise VendorError(f"`npm pack {spec}` failed: {reason}") from error
         with tarfile.open(next(Path(scratch).glob("*.tgz"))) as archive:
             archive.extractall(scratch, filter="data")
         copy_files(package, Path(scratch) / "package", target)

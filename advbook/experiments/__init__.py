@@ -64,10 +64,7 @@ class Parameters(BaseModel):
         name = str(detail["loc"][0]).upper() if detail["loc"] else "Parameters"
         if detail["type"] == "extra_forbidden":
             given = str(detail["loc"][0])
-            known = [field.upper() for field in cls.model_fields]
-            close = get_close_matches(given.upper(), known, 1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            return f"Unknown parameter {given}: {hint}Known are {', '.join(known)}."
+            return f"Unknown parameter {given}: {did_you_mean(given, [field.upper() for field in cls.model_fields])}"
         if not detail["loc"]:
             return detail["msg"].removeprefix("Value error, ")
         reason = detail["msg"].removeprefix("Value error, ").replace("Input should be", "it should be")
@@ -76,6 +73,10 @@ class Parameters(BaseModel):
     def point(self) -> dict[str, Any]:
         """What decides the rows: every parameter but where and under which name it runs."""
         return self.model_dump(exclude={"device", "profile"})
+
+    def injected(self) -> dict[str, Any]:
+        """The parameters as papermill gives them to the notebook: names in capitals."""
+        return {name.upper(): value for name, value in self.model_dump().items()}
 
     def torch_device(self) -> torch.device:
         """The device to compute on; "auto" takes a GPU if there is one. Raises ParameterError for one that is not
@@ -86,6 +87,15 @@ class Parameters(BaseModel):
         except (RuntimeError, AssertionError):
             raise ParameterError(f"Parameter DEVICE = {name!r} is not a device of this machine.") from None
         return torch.device(name)
+
+    def check_data(self) -> None:
+        """Raise MissingData (or DamagedData) if the point's data set cannot be read or fetched."""
+        raise NotImplementedError
+
+    @staticmethod
+    def verdicts(rows: pd.DataFrame) -> list[ledger.Verdict]:
+        """The chapter's claims against their thresholds, from the rows of a point."""
+        raise NotImplementedError
 
     def compute(self) -> Result:
         """Compute the rows of this point."""
@@ -112,6 +122,14 @@ class Parameters(BaseModel):
                 table = ledger.read(place)
         assert table is not None
         return table
+
+
+def did_you_mean(given: str, known: Sequence[str]) -> str:
+    """What to say of an unknown name: the known one that is closest, if any is, and all of them."""
+    folded = {name.lower(): name for name in known}
+    close = get_close_matches(given.lower(), folded, 1)
+    hint = f"did you mean {folded[close[0]]}? " if close else ""
+    return f"{hint}Known are {', '.join(known)}."
 
 
 def device_name(device: torch.device) -> str:

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from advbook import metrics, networks
+from advbook import datasets, metrics, networks
 from advbook.attacks.norms import linf_ball
 from advbook.attacks.pgd import Attack, pgd_latent, pgd_linf
 from advbook.attacks.spaces import Latent
@@ -84,6 +84,40 @@ class OffManifold(Parameters):
     def network(self, setting: Setting, seed: int) -> nn.Sequential:
         """The trained network of a seed."""
         return classifier(setting, self.dataset, self.n, self.subset, epochs=self.epochs, seed=seed)
+
+    def check_data(self) -> None:
+        """Raise MissingData or DamagedData, in one sentence, if the data set is not there."""
+        if self.dataset != "fonts":
+            datasets.load(self.dataset, "test", n=1)
+            datasets.load(self.dataset, "train", n=1)
+
+    @staticmethod
+    def verdicts(rows: pd.DataFrame) -> list[Verdict]:
+        """The chapter's two claims against their thresholds, from the rows of one data set.
+
+        1. Regular adversarial examples leave the manifold: on the true one, the median distance is at least .9 |delta|;
+        on the
+        approximate one, at least 1.5 times that of a move along the data. 2. They leave it more orthogonally than
+        chance:
+        the
+        distance is at least that of random signs of the same norm on the same image.
+        """
+        known = bool((rows.manifold == "true").any())
+        by_kind = {row["kind"]: row for row in pooled(rows, "true" if known else "neighbours").to_dict("records")}
+        quantity, threshold = ("ratio", LEAVES_TRUE) if known else ("adversarial_over_this", LEAVES_APPROXIMATE)
+        leaves = by_kind["adversarial" if known else "on-manifold move"]
+        statistic = "median distance / |delta|" if known else "median of distance / distance of an on-manifold move"
+        chance = by_kind["random sign"]
+        return [
+            _verdict("Regular adversarial examples leave the manifold", statistic, leaves, quantity, threshold),
+            _verdict(
+                "They leave it more orthogonally than random signs of the same norm",
+                "median of distance / distance of random signs",
+                chance,
+                "adversarial_over_this",
+                BEYOND_CHANCE,
+            ),
+        ]
 
     def compute(self) -> Result:
         """Train, attack and measure, seed by seed."""
@@ -213,6 +247,9 @@ def _distances(
 ) -> list[tuple[str, Values]]:
     """Distance to the true manifold (where known) and to the span of neighbours, on the images of the mask."""
     rows = mask.nonzero()[:, 0]
+    if not len(rows):
+        nothing = {name: np.full(len(mask), np.nan, dtype=np.float32) for name in EDGES}
+        return [(name, nothing) for name in (["true"] if setting.manifold else []) + ["neighbours"]]
     x, query = setting.x_test[rows], setting.x_test[rows] + delta[rows]
     found = []
     if setting.manifold is not None and setting.theta is not None:
@@ -283,6 +320,8 @@ def _examples(
     p: OffManifold, setting: Setting, delta: Tensor, rows: Tensor, generator: torch.Generator
 ) -> dict[str, np.ndarray]:
     """A few examples for figures: x, delta, and along x + t delta the distance to the manifold and the projection."""
+    if not len(rows):
+        return {}
     x, d = setting.x_test[rows], delta[rows]
     t = torch.from_numpy(WALK).to(x.device)
     walk = (x[:, None] + t[:, None, None, None] * d[:, None]).clamp(0, 1)  # [E, T, C, H, W]
@@ -384,35 +423,18 @@ def _interval(name: str, values: np.ndarray, statistic: Callable[..., np.ndarray
     }
 
 
-def verdicts(rows: pd.DataFrame) -> list[Verdict]:
-    """The chapter's two claims against their thresholds, from the rows of one data set.
+def pooled(rows: pd.DataFrame, manifold: str) -> pd.DataFrame:
+    """The rows of all kinds of perturbation over all seeds, against the "true" manifold or the "neighbours"."""
+    return rows[(rows.what == "distance") & (rows.seed == "all") & (rows.manifold == manifold)]
 
-    1. Regular adversarial examples leave the manifold: on the true one, the median distance is at least .9 |delta|;
-    on the
-    approximate one, at least 1.5 times that of a move along the data. 2. They leave it more orthogonally than chance:
-    the
-    distance is at least that of random signs of the same norm on the same image.
-    """
-    pooled = rows[(rows.what == "distance") & (rows.seed == "all")]
-    true = pooled[pooled.manifold == "true"]
-    known = len(true) > 0
-    by_kind = {row["kind"]: row for row in (true if known else pooled).to_dict("records")}
-    quantity, threshold = ("ratio", LEAVES_TRUE) if known else ("adversarial_over_this", LEAVES_APPROXIMATE)
-    leaves = by_kind["adversarial" if known else "on-manifold move"]
-    statistic = "median distance / |delta|" if known else "median of distance / distance of an on-manifold move"
-    chance = by_kind["random sign"]
-    return [
-        _verdict("Regular adversarial examples leave the manifold", statistic, leaves, quantity, threshold),
-        _verdict(
-            "They leave it more orthogonally than random signs of the same norm",
-            "median of distance / distance of random signs",
-            chance,
-            "adversarial_over_this",
-            BEYOND_CHANCE,
-        ),
-    ]
+
+def answers(network: nn.Module, images: np.ndarray) -> np.ndarray:
+    """The classes a network reads in images: [B, C, H, W] -> [B]."""
+    device = next(network.parameters()).device
+    return networks.predict(network, torch.from_numpy(images).to(device)).argmax(1).cpu().numpy()
 
 
 def _verdict(claim: str, statistic: str, row: Mapping[Any, Any], quantity: str, threshold: float) -> Verdict:
-    value, low, high = (float(row[name]) for name in (quantity, f"{quantity}_low", f"{quantity}_high"))
+    names = (quantity, f"{quantity}_low", f"{quantity}_high")
+    value, low, high = (np.nan if row[name] is None else float(row[name]) for name in names)
     return Verdict(claim, statistic, value, low, high, threshold)

@@ -91,7 +91,7 @@ def _random_starts(
 
 
 def levenberg_marquardt(
-    manifold: Manifold, target: Tensor, start: Tensor, context: tuple[Tensor, ...], *, steps: int = 40
+    manifold: Manifold, target: Tensor, start: Tensor, context: tuple[Tensor, ...], *, steps: int = 30
 ) -> Projection:
     """Minimize |dec(z) - target|^2 over the box by damped Gauss-Newton steps, every pair with its own damping.
 
@@ -103,28 +103,34 @@ def levenberg_marquardt(
     flat = target.flatten(1).repeat(starts, 1)  # [P, pixels]
     z = start.flatten(0, 1).clamp(low, high)
     damping = torch.full((len(z), 1), 1e-2, device=z.device)
+    squared, gradient, curvature = _normal_equations(manifold, z, context, flat)
+    for _ in range(steps):
+        free = ~((z <= low) & (gradient > 0) | (z >= high) & (gradient < 0))
+        candidate = (z - _damped(curvature, gradient, free, damping)).clamp(low, high)
+        new_squared, new_gradient, new_curvature = _normal_equations(manifold, candidate, context, flat)
+        nearer = (new_squared < squared)[:, None]
+        z, squared = torch.where(nearer, candidate, z), torch.minimum(squared, new_squared)
+        gradient = torch.where(nearer, new_gradient, gradient)
+        curvature = torch.where(nearer[:, :, None], new_curvature, curvature)
+        damping = torch.where(nearer, damping / 3, damping * 4).clamp(1e-7, 1e7)
+    return Projection(z.view(start.shape), squared.sqrt().view(start.shape[:2]))
+
+
+def _normal_equations(
+    manifold: Manifold, z: Tensor, context: tuple[Tensor, ...], flat: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """|e|^2 [P], J'e [P, D] and J'J [P, D, D] of the error e = dec(z) - target."""
     image, slope = manifold.linearize(z, *context)
     error = image.flatten(1) - flat
-    for _ in range(steps):
-        gradient = (slope.mT @ error[:, :, None])[:, :, 0]
-        free = ~((z <= low) & (gradient > 0) | (z >= high) & (gradient < 0))
-        candidate = (z - _damped(slope, gradient, free, damping)).clamp(low, high)
-        image, new_slope = manifold.linearize(candidate, *context)
-        new_error = image.flatten(1) - flat
-        nearer = (new_error.square().sum(1) < error.square().sum(1))[:, None]
-        z, error = torch.where(nearer, candidate, z), torch.where(nearer, new_error, error)
-        slope = torch.where(nearer[:, :, None], new_slope, slope)
-        damping = torch.where(nearer, damping / 3, damping * 4).clamp(1e-7, 1e7)
-    return Projection(z.view(start.shape), error.norm(dim=1).view(start.shape[:2]))
+    return error.square().sum(1), (slope.mT @ error[:, :, None])[:, :, 0], slope.mT @ slope
 
 
-def _damped(slope: Tensor, gradient: Tensor, free: Tensor, damping: Tensor) -> Tensor:
-    """Solve (J'J + damping diag(J'J)) step = gradient over the free coordinates: [P, D]."""
-    curvature = slope.mT @ slope * (free[:, :, None] & free[:, None, :])  # [P, D, D]
+def _damped(curvature: Tensor, gradient: Tensor, free: Tensor, damping: Tensor) -> Tensor:
+    """Solve (J'J + damping diag(J'J)) step = J'e over the free coordinates: [P, D]."""
+    curvature = curvature * (free[:, :, None] & free[:, None, :])  # [P, D, D]
     scale = curvature.diagonal(dim1=1, dim2=2)
     ridge = damping * scale + 1e-6 * (1 + scale.amax(1, keepdim=True))
-    step = torch.linalg.solve(curvature + torch.diag_embed(ridge), gradient * free)
-    return torch.as_tensor(step)
+    return torch.as_tensor(torch.linalg.solve(curvature + torch.diag_embed(ridge), gradient * free))
 
 
 def adam_schedule(

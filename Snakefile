@@ -1,0 +1,88 @@
+# What is built from what: points (rows of the ledger), chapters (executed notebooks), pages.
+#
+# Every file here appears by rename when it is whole, so `--nolock --ignore-incomplete` (see the Makefile) is safe after a
+# kill: what exists is complete. A point has no inputs, so rows are computed only where they are missing; their file name
+# holds their parameters and the experiment's version. Chapters and pages are drawn again when a source is newer.
+import sys
+from pathlib import Path
+
+from advbook import chapters
+
+BIN = Path(sys.executable).parent
+PROFILE = str(config.get("profile", "quick"))
+OVERRIDES = {name: value for name, value in config.items() if name.isupper()}
+FLAGS = " ".join(["--profile", PROFILE, *(f"-p {name} {value}" for name, value in OVERRIDES.items())])
+try:
+    PLAN = chapters.plan(PROFILE, OVERRIDES)
+except ValueError as error:
+    sys.exit(f"advbook: {error}")
+
+POINTS = {
+    str(path): (chapter, index)
+    for chapter, points in PLAN.items()
+    for index, path in enumerate(chapters.row_files(points))
+}
+SHOWN = {chapter: [str(path) for path in chapters.row_files(points[:1])] for chapter, points in PLAN.items()}
+SOURCES = [str(path) for path in sorted(Path("advbook").rglob("*")) if path.suffix in {".py", ".js", ".css"}]
+PUBLISHED = [str(path) for path in sorted(Path("book/results").rglob("*")) if path.is_file()]
+PROSE = [str(path) for path in sorted(Path("book").glob("*.*"))] + ["_config.yml", "_toc.yml"]
+STATIC = [str(path) for path in sorted(Path("book/_static").rglob("*")) if path.is_file()]
+
+
+localrules:
+    pages,
+    sweep,
+
+
+rule pages:
+    input:
+        expand("book/chapters/{page}.ipynb", page=chapters.PAGES),
+        PROSE,
+        STATIC,
+    output:
+        "_build/advbook-site.zip",
+    log:
+        "_build/pages.log",
+    shell:
+        # Sphinx does not repeat the warnings of pages that did not change: only a fresh build can be trusted.
+        "rm -rf _build/html _build/.doctrees _build/site && "
+        "{BIN}/jupyter-book build . -W --keep-going > {log} 2>&1 && "
+        "test -f _build/html/index.html && "
+        "mkdir -p _build/site && cp -r _build/html _build/site/advbook && "
+        "find _build/site -name '*.map' -delete && "
+        "(cd _build/site && {sys.executable} -m zipfile -c ../site.zip advbook) && "
+        "rm -r _build/site && mv _build/site.zip {output}"
+
+
+rule chapter:
+    input:
+        notebook="nbs/{page}.py",
+        rows=lambda wildcards: SHOWN.get(wildcards.page, [path for paths in SHOWN.values() for path in paths]),
+        sources=SOURCES,
+        published=PUBLISHED,
+        profile=f"nbs/profiles/{PROFILE}.yml",
+    output:
+        "book/chapters/{page}.ipynb",
+    params:
+        flags=FLAGS,
+    shell:
+        "{sys.executable} -m advbook.chapters page {wildcards.page} {params.flags}"
+
+
+for path, (chapter, index) in POINTS.items():
+
+    rule:
+        name:
+            f"point_{chapter}_{index}"
+        output:
+            path,
+        params:
+            call=f"{chapter} --index {index} {FLAGS}",
+        threads: workflow.cores or 1
+        shell:
+            "{sys.executable} -m advbook.chapters point {params.call}"
+
+
+rule sweep:
+    input:
+        list(POINTS),

@@ -1,0 +1,89 @@
+"""Text that a page computes: verdicts, tables, and how the page was made. Everything here reads rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import yaml
+from IPython.display import Markdown
+
+from advbook import store
+from advbook.experiments import Parameters
+from advbook.ledger import Verdict
+
+
+def verdict(v: Verdict, number: str = ".3f") -> Markdown:
+    """A box with the claim, its statistic with interval and threshold, and the outcome."""
+    kind = v.outcome.replace(" ", "-")
+    text = (
+        f"{v.claim}: **{v.outcome}**. The {v.statistic} is {v.value:{number}}, with a 95 % interval from "
+        f"{v.low:{number}} to {v.high:{number}}. Fixed before the run: *supported* if the whole interval is at least "
+        f"{v.threshold:g}, *not supported* if all of it is less, else *undecided*."
+    )
+    return Markdown(f":::{{admonition}} Verdict: {v.outcome}\n:class: verdict {kind}\n{text}\n:::")
+
+
+def verdict_table(verdicts: Sequence[tuple[str, Verdict]], number: str = ".3f") -> Markdown:
+    """Verdicts one under the other: (where from, verdict) pairs."""
+    lines = [
+        "| claim | runs | statistic | value | 95 % interval | threshold | verdict |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for source, v in verdicts:
+        interval = f"{v.low:{number}} to {v.high:{number}}"
+        cells = [v.claim, source, v.statistic, f"{v.value:{number}}", interval, f"{v.threshold:g}", f"**{v.outcome}**"]
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return Markdown("\n".join(lines))
+
+
+def table(rows: pd.DataFrame, columns: Mapping[str, str], number: str = ".3f") -> Markdown:
+    """Some columns of rows as a table; columns: name in the rows -> heading."""
+    lines = [f"| {' | '.join(columns.values())} |", f"|{'---|' * len(columns)}"]
+    for row in rows.to_dict("records"):
+        lines.append(f"| {' | '.join(shown(row.get(name), number) for name in columns)} |")
+    return Markdown("\n".join(lines))
+
+
+def shown(value: object, number: str) -> str:
+    """A value as text; a missing one is a dash."""
+    if value is None or (isinstance(value, float) and pd.isna(value)):
+        return "-"
+    return f"{value:{number}}" if isinstance(value, float) else str(value)
+
+
+def source(rows: pd.DataFrame) -> str:
+    """In a few words which point rows belong to, and where they were computed."""
+    first = rows.iloc[0]
+    return (
+        f"{first['dataset']}, N = {first['n']} ({first['subset']} rows), {first['seeds']} networks, "
+        f"{first['images']} images; {first['device']}"
+    )
+
+
+def scope(p: Parameters, rows: pd.DataFrame) -> str:
+    """In one sentence what a run covered: profile, device, seconds."""
+    first = rows.iloc[0]
+    return f"profile {p.profile}, computed on {first['device']} in {first['seconds']:.0f} s"
+
+
+def provenance(p: Parameters, rows: pd.DataFrame) -> Markdown:
+    """How this page was computed: parameters, profile, device, time, versions and the command that runs it again."""
+    first = rows.iloc[0]
+    fields = type(p).model_fields
+    lines = ["| parameter | this run | default | meaning |", "|---|---|---|---|"]
+    for name, value in p.point().items():
+        lines.append(f"| `{name.upper()}` | {value} | {fields[name].default} | {fields[name].description} |")
+    command = f"papermill nbs/{p.experiment}.py out.ipynb -p N {2 * p.point()['n']}"
+    text = (
+        f"Profile **{p.profile}**. The rows were computed on {first['device']} with torch {first['torch']} in "
+        f"{first['seconds']:.0f} seconds, by version {first['version']} of the experiment; drawing takes them as "
+        f"they are. A larger run, for instance:\n\n```bash\n{command}\n```\n\n" + "\n".join(lines)
+    )
+    return Markdown(f"::::{{admonition}} How this page was computed\n:class: dropdown\n{text}\n::::")
+
+
+def paper_values(chapter: str) -> dict[str, Any]:
+    """Numbers that a paper gives, with where they stand in it: book/results/papers.yml."""
+    return dict(yaml.safe_load((store.CHECKOUT / "book" / "results" / "papers.yml").read_text())[chapter])
