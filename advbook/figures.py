@@ -44,16 +44,17 @@ def histograms(rows: pd.DataFrame, quantity: str, edges: np.ndarray, label: str)
     """Normalized histograms of a quantity, a line a kind, from the bin counts of pooled rows."""
     with look():
         figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
-        used = np.zeros(len(edges) - 1, dtype=int)
-        for row in rows.to_dict("records"):
-            counts = np.asarray(row[f"{quantity}_counts"])
-            used += counts
-            colour, line = LOOKS[row["kind"]]
-            axes.stairs(counts / max(counts.sum(), 1), edges, color=colour, linestyle=line, lw=1.6, label=row["kind"])
-        filled = np.flatnonzero(used)
+        counts = np.array([row for row in rows[f"{quantity}_counts"]])  # [kinds, bins]
+        shares = counts / counts.sum(1, keepdims=True).clip(1)
+        for kind, share in zip(rows["kind"], shares, strict=True):
+            colour, line = LOOKS[kind]
+            axes.stairs(share, edges, color=colour, linestyle=line, lw=1.6, label=kind)
+        filled = np.flatnonzero(counts.sum(0))
         if len(filled):
             axes.set_xlim(edges[max(filled[0] - 1, 0)], edges[min(filled[-1] + 2, len(edges) - 1)])
-        axes.set(xlabel=label, ylabel="share of images", ylim=(0, None))
+        # A kind whose images all fall into one bin would flatten the others: its bar is cut.
+        spread = [peak for peak in shares.max(1) if peak < 0.5]
+        axes.set(xlabel=label, ylabel="share of images", ylim=(0, 1.3 * max(spread) if spread else None))
         axes.legend(fontsize=9)
     return figure
 

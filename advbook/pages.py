@@ -39,10 +39,11 @@ def verdict_table(verdicts: Sequence[tuple[str, Verdict]], number: str = ".3f") 
 
 
 def table(rows: pd.DataFrame, columns: Mapping[str, str], number: str = ".3f") -> Markdown:
-    """Some columns of rows as a table; columns: name in the rows -> heading."""
+    """Some columns of rows as a table; columns: name in the rows -> heading. Counts are whole numbers."""
     lines = [f"| {' | '.join(columns.values())} |", f"|{'---|' * len(columns)}"]
     for row in rows.to_dict("records"):
-        lines.append(f"| {' | '.join(shown(row.get(name), number) for name in columns)} |")
+        cells = (shown(row.get(name), ".0f" if name == "count" else number) for name in columns)
+        lines.append(f"| {' | '.join(cells)} |")
     return Markdown("\n".join(lines))
 
 

@@ -58,9 +58,12 @@ PROFILE: str = "own"  # a name for this run, printed at the end of the page
 # numbers $\theta$ (shift, shear, scale, rotation) within known limits. The **projection** of $\tilde x$ and its
 # distance are
 #
-# $$\pi(\tilde x) = \mathrm{dec}(\tilde\theta), \qquad \tilde\theta = \arg\min_{\theta\ \text{valid}}
-# \|\mathrm{dec}(\theta) - \tilde x\|_2, \qquad
-# \mathrm{dist}(\tilde x) = \|\tilde x - \pi(\tilde x)\|_2 ,$$
+# $$
+# \begin{aligned}
+# \tilde\theta &= \arg\min_{\theta\ \text{valid}} \|\mathrm{dec}(\theta) - \tilde x\|_2, \\
+# \pi(\tilde x) &= \mathrm{dec}(\tilde\theta), \qquad \mathrm{dist}(\tilde x) = \|\tilde x - \pi(\tilde x)\|_2,
+# \end{aligned}
+# $$
 #
 # with font and letter held fixed. The problem is not convex. So the search starts at the original $\theta$ and,
 # besides, at the
@@ -173,7 +176,7 @@ else:
 # %% [markdown]
 # ## How far from the manifold?
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distance to the manifold, for adversarial examples and for the controls on the same images with the same norm. Compare Figure 3 of the paper.", "name": "fig-distance"}, "image": {"alt": "Histograms of the distance to the manifold. One line for adversarial examples, for steps along the sign, and for each of the three controls."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Distance to the manifold, for adversarial examples and for the controls on the same images with the same norm. Compare Figure 3 of the paper. Where a kind falls into one bin, its bar is cut.", "name": "fig-distance"}, "image": {"alt": "Histograms of the distance to the manifold. One line for adversarial examples, for steps along the sign, and for each of the three controls."}}
 figures.histograms(shown, "distance", off_manifold.EDGES["distance"], "distance to the manifold")
 
 # %% [markdown]
@@ -185,7 +188,8 @@ figures.histograms(shown, "distance", off_manifold.EDGES["distance"], "distance 
 # $\sqrt{1 - k/d}$ = {glue:text}`chance`.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The ratio of distance to size, by kind of perturbation; bars are 95 % intervals over networks and images. The dotted line is what counting dimensions predicts for a random direction.", "name": "fig-ratio"}, "image": {"alt": "A dot with an interval for each kind of perturbation. A dotted line marks chance."}}
-figures.intervals({f"{DATASET}, N = {N}": shown}, "ratio", r"distance / $\|\delta\|_2$", chance=chance)
+enlarged = shown[shown.kind != "on-manifold move"]
+figures.intervals({"all kinds": shown, "enlarged": enlarged}, "ratio", r"distance / $\|\delta\|_2$", chance=chance)
 
 # %% tags=["remove-input"]
 for verdict in p.verdicts(rows):
@@ -214,17 +218,18 @@ pages.table(
         "manifold": "manifold",
         "kind": "perturbation",
         "count": "examples",
-        "norm": "size of the perturbation",
+        "norm": "size",
         "distance": "distance",
         "ratio": "ratio",
-        "angle": "angle (degrees)",
-        "moved": "move of the projection",
-        "returned": "share that returns",
+        "angle": "angle",
+        "moved": "moved",
+        "returned": "returns",
     },
 )
 
 # %% [markdown]
-# *Medians over all examples. "True" is the decoder's manifold, "neighbours" the span of the nearest training images.
+# *Medians over all examples: size is $\|\delta\|_2$, moved is $\|\pi(\tilde x) - x\|_2 / \|\delta\|_2$, returns is the
+# share of examples for which it is at most a tenth. "True" is the decoder's manifold, "neighbours" the span of the nearest training images.
 # On FONTS both are measured on the same images, so the table also
 # says how crude the approximation is: a move that stays on the true manifold should have distance zero, and in the
 # span of neighbours it does not.*

@@ -242,7 +242,8 @@ def test_a_small_move_on_the_manifold_is_tangent():
 
 @given(count=st.integers(1, 30), k=st.integers(1, 30), batch=st.integers(1, 9), seed=st.integers(0, 9))
 def test_neighbours_are_scikit_learns(count, k, batch, seed):
-    train, query = torch.rand(30, 1, 4, 4, generator=seeded(seed)), torch.rand(count, 1, 4, 4, generator=seeded(seed + 1))
+    train = torch.rand(30, 1, 4, 4, generator=seeded(seed))
+    query = torch.rand(count, 1, 4, 4, generator=seeded(seed + 1))
     ours = neighbours(query, train, k, batch=batch)
     theirs = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(train.flatten(1)).kneighbors(query.flatten(1))[1]
     assert np.array_equal(ours, theirs)

@@ -38,6 +38,7 @@ class Parameters(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     experiment: ClassVar[str]
     version: ClassVar[int]
+    training: ClassVar[str]
 
     device: str = "auto"
     profile: str = "own"
@@ -113,6 +114,7 @@ class Parameters(BaseModel):
                 about = {
                     "experiment": self.experiment,
                     "version": self.version,
+                    "training": self.training,
                     **self.point(),
                     "device": device_name(device),
                     "torch": torch.__version__,
@@ -128,8 +130,8 @@ def did_you_mean(given: str, known: Sequence[str]) -> str:
     """What to say of an unknown name: the known one that is closest, if any is, and all of them."""
     folded = {name.lower(): name for name in known}
     close = get_close_matches(given.lower(), folded, 1)
-    hint = f"did you mean {folded[close[0]]}? " if close else ""
-    return f"{hint}Known are {', '.join(known)}."
+    hint = f"did you mean {folded[close[0]]}? K" if close else "k"
+    return f"{hint}nown are {', '.join(known)}."
 
 
 def device_name(device: torch.device) -> str:

@@ -54,6 +54,7 @@ class OffManifold(Parameters):
 
     experiment: ClassVar[str] = "01_off_manifold_distance"
     version: ClassVar[int] = 1
+    training: ClassVar[str] = "normal"
 
     dataset: Dataset = Field("fonts", description="data set")
     n: int = Field(1000, ge=100, description="training images N")

@@ -1,0 +1,258 @@
+"""advbook.ledger: round trips, damage, kills between two writes, publishing, verdicts, bins."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as st_numpy
+
+from advbook import ledger, store
+from advbook.ledger import Verdict, counts
+
+POINT = {"dataset": "fonts", "n": 250, "eps": 0.3}
+ABOUT = {"experiment": "demo", "version": 1, **POINT, "device": "CPU", "seconds": 1.5}
+ROWS = [
+    {"what": "success", "seed": 0, "rate": 0.1 + 0.2, "bins": [1, 2]},
+    {"what": "success", "seed": "all", "rate": None, "only_here": 7},
+]
+ARRAYS = {"ratio": np.array([[0.5, np.nan], [1e-30, 2]], dtype=np.float32), "row": np.arange(3)}
+
+
+def place(point=None):
+    return ledger.path("demo", 1, point or POINT)
+
+
+def written(rows=ROWS, arrays=ARRAYS, about=ABOUT):
+    ledger.write(place(), about, rows, arrays)
+    return place()
+
+
+def array_file(home):
+    (path,) = home.glob("arrays/*.safetensors")
+    return path
+
+
+# --- writing and reading --------------------------------------------------------------------------------------
+
+
+def test_a_round_trip_keeps_rows_what_they_share_and_arrays(home):
+    table = ledger.read(written())
+    assert list(table.seed) == [0, "all"]
+    assert table.rate[0] == 0.1 + 0.2
+    assert pd.isna(table.rate[1])
+    assert pd.isna(table.only_here[0])
+    assert table.bins[0] == [1, 2]
+    for name, value in ABOUT.items():
+        assert (table[name] == value).all()
+    kept = ledger.arrays(table.arrays[0])
+    assert kept.keys() == ARRAYS.keys()
+    for name in ARRAYS:
+        np.testing.assert_array_equal(kept[name], ARRAYS[name])
+        assert kept[name].dtype == ARRAYS[name].dtype
+
+
+@given(st.lists(st.fixed_dictionaries({"a": st.floats(), "b": st.text(), "c": st.integers(-(2**50), 2**50)}), min_size=1))
+def test_every_number_comes_back_to_the_last_digit(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("rows") / "row.json"
+    ledger.write(path, {}, rows)
+    table = ledger.read(path)
+    for name in ("a", "b", "c"):
+        for kept, value in zip(table[name], [row[name] for row in rows], strict=True):
+            assert kept == value or (value != value and kept != kept)
+
+
+def test_what_is_not_there_is_none(home):
+    assert ledger.read(place()) is None
+
+
+def test_rows_without_arrays_are_whole(home):
+    table = ledger.read(written(arrays=None))
+    assert len(table) == 2
+    assert table.arrays.isna().all()
+    assert not (home / "arrays").exists()
+
+
+def test_the_path_depends_on_every_parameter_and_on_the_version_alone(home):
+    assert place() == place(dict(reversed(POINT.items())))
+    others = [place({**POINT, "eps": 0.2}), place({**POINT, "more": 1}), ledger.path("demo", 2, POINT)]
+    others += [ledger.path("other", 1, POINT), place({**POINT, "n": 500})]
+    assert len({place(), *others}) == 6
+    assert place().parent == home / "rows" / "demo"
+    assert place().name.startswith("fonts-n250-")
+
+
+def test_two_runs_differ_in_their_seconds_and_checksum_alone(home, tmp_path):
+    arrays_again = {name: ARRAYS[name].copy() for name in reversed(ARRAYS)}
+    first = written().read_bytes()
+    second = written(arrays=arrays_again, about={**ABOUT, "seconds": 99.0}).read_bytes()
+    apart = [(a, b) for a, b in zip(first.splitlines(), second.splitlines(), strict=True) if a != b]
+    assert [line.split(b":")[0].strip() for line, _ in apart] == [b'"seconds"', b'"checksum"']
+    assert written(arrays=arrays_again).read_bytes() == first
+    assert len(list(home.glob("arrays/*"))) == 1
+
+
+# --- damage ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"{}", b"[]", b"[1]", b"null", b"12", b'"text"', b"\xff\xfe", b"\0" * 50, b"<html>"]
+)
+def test_a_row_file_that_is_none_is_set_aside(home, capsys, content):
+    path = written()
+    path.write_bytes(content)
+    assert ledger.read(path) is None
+    assert path.with_name(path.name + ".damaged").read_bytes() == content
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert path.name in said
+    assert ledger.read(written()) is not None
+
+
+@given(st.data())
+def test_no_changed_byte_of_a_row_file_goes_unnoticed(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("rows") / "row.json"
+    ledger.write(path, ABOUT, ROWS)
+    content = bytearray(path.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    whole = ledger.read(path)
+    path.write_bytes(content)
+    table = ledger.read(path)
+    if table is not None:
+        pd.testing.assert_frame_equal(table, whole)
+
+
+@given(st.integers(0, 10_000))
+def test_a_cut_row_file_is_no_row_file(tmp_path_factory, length):
+    path = tmp_path_factory.mktemp("rows") / "row.json"
+    ledger.write(path, ABOUT, ROWS)
+    content = path.read_bytes()
+    path.write_bytes(content[: length % len(content)])
+    assert ledger.read(path) is None
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "flipped", "empty"])
+def test_rows_whose_arrays_are_damaged_are_set_aside_and_come_back_when_computed_again(home, capsys, damage):
+    path = written()
+    array = array_file(home)
+    content = array.read_bytes()
+    if damage == "missing":
+        array.unlink()
+    else:
+        changed = {"cut": content[:-3], "flipped": content[:-1] + bytes([content[-1] ^ 1]), "empty": b""}
+        array.write_bytes(changed[damage])
+    assert ledger.read(path) is None
+    assert array.name in capsys.readouterr().err
+    assert path.with_name(path.name + ".damaged").exists()
+    table = ledger.read(written())
+    np.testing.assert_array_equal(ledger.arrays(table.arrays[0])["row"], ARRAYS["row"])
+
+
+def test_killed_between_arrays_and_row_nothing_is_there_and_nothing_is_lost(home, monkeypatch):
+    written_files, write = [], store.write
+
+    def kill_at_the_row(path, content):
+        if path.suffix == ".json":
+            raise KeyboardInterrupt
+        write(path, content)
+        written_files.append(path)
+
+    monkeypatch.setattr(store, "write", kill_at_the_row)
+    with pytest.raises(KeyboardInterrupt):
+        written()
+    assert [path.suffix for path in written_files] == [".safetensors"], "the arrays come first"
+    assert ledger.read(place()) is None
+    monkeypatch.setattr(store, "write", write)
+    assert len(ledger.read(written())) == 2
+    assert array_file(home) == written_files[0]
+
+
+def test_arrays_with_no_such_name_are_named(home):
+    with pytest.raises(ValueError, match=r"abc\.safetensors is missing"):
+        ledger.arrays("abc")
+
+
+# --- what comes with the book ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """An empty book/results."""
+    monkeypatch.setattr(store, "CHECKOUT", tmp_path / "checkout")
+    monkeypatch.setattr(ledger, "PUBLISHED", tmp_path / "checkout" / "book" / "results")
+    return ledger.PUBLISHED
+
+
+def test_published_rows_carry_no_arrays_and_can_be_filtered(home, results):
+    assert ledger.published("demo").empty
+    for n in (250, 500):
+        about = {**ABOUT, "n": n}
+        ledger.write(place({**POINT, "n": n}), about, ROWS, ARRAYS)
+        copy = ledger.publish(place({**POINT, "n": n}), "demo")
+        assert copy.parent == results / "demo"
+        assert json.loads(copy.read_bytes())["arrays"] is None
+    assert len(ledger.published("demo")) == 4
+    table = ledger.published("demo", n=500, dataset="fonts")
+    assert set(table.n) == {500}
+    assert list(table.seed) == [0, "all"]
+    assert table.rate[0] == 0.1 + 0.2
+    assert ledger.published("demo", dataset="mnist").empty
+    assert ledger.published("demo", no_such_parameter=1).empty
+    assert ledger.published("other").empty
+
+
+def test_a_damaged_published_file_is_named_and_not_touched(home, results):
+    copy = ledger.publish(written(), "demo")
+    copy.write_bytes(copy.read_bytes()[:-5])
+    with pytest.raises(ValueError, match=r"^book/results/demo/fonts-n250-.*\.json is damaged .*restore it"):
+        ledger.published("demo")
+    assert copy.exists()
+
+
+def test_a_damaged_row_file_is_not_published(home, results):
+    path = written()
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(ValueError, match="not whole"):
+        ledger.publish(path, "demo")
+    assert not results.exists()
+
+
+# --- verdicts and bins ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "outcome"),
+    [
+        (1.1, 1.3, "supported"),
+        (1.0, 1.3, "supported"),
+        (0.9, 1.3, "undecided"),
+        (0.9, 1.0, "undecided"),
+        (0.7, 0.99, "not supported"),
+        (math.nan, 1.3, "undecided"),
+        (1.1, math.inf, "undecided"),
+    ],
+)
+def test_a_verdict_asks_the_whole_interval(low, high, outcome):
+    assert Verdict("claim", "statistic", 1.15, low, high, threshold=1.0).outcome == outcome
+
+
+def test_without_a_value_nothing_is_decided():
+    assert Verdict("claim", "statistic", math.nan, 2, 3, threshold=1.0).outcome == "undecided"
+
+
+def test_counts_of_known_values():
+    edges = np.array([0.0, 1, 2, 3])
+    assert counts(np.array([0, 0.5, 1, 2.5, 3, np.nan, -7, 99]), edges) == [3, 1, 3]
+    assert counts(np.array([np.nan]), edges) == [0, 0, 0]
+
+
+@given(st_numpy.arrays(np.float32, st.integers(0, 30), elements=st.floats(width=32)))
+def test_every_finite_value_is_counted_once(values):
+    edges = np.linspace(0, 10, 101)
+    bins = counts(values, edges)
+    assert len(bins) == 100
+    assert sum(bins) == np.isfinite(values).sum()
+    assert json.loads(json.dumps(bins)) == bins

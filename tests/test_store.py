@@ -1,0 +1,348 @@
+"""advbook.store: trained once, damaged files, a full disk, two processes at once, a killed one."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from advbook import store
+from advbook.networks import cnn
+
+RECIPE = {"training": "normal", "n": 100, "seed": 3}
+
+# A file of more than 8 KiB cannot be written: the disk is full, as far as this process can tell.
+FULL_DISK = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+"""
+
+
+def fresh(seed=0):
+    return cnn(2, (3, 4), generator=torch.Generator().manual_seed(seed))
+
+
+def learn(network):
+    """Some training: every weight gets a value of its own that depends on what it was."""
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            tensor.copy_(tensor * 2 + 1)
+    return network
+
+
+def unwanted(network):
+    raise AssertionError("it was trained before")
+
+
+def same(one, other):
+    one, other = one.state_dict(), other.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def only_file(home):
+    (path,) = home.glob("models/*.safetensors")
+    return path
+
+
+def script(text, **environment):
+    """A Python process that runs a text."""
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(text)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent,
+        env={**os.environ, **environment},
+    )
+
+
+# --- places and names -----------------------------------------------------------------------------------------
+
+
+def test_the_home_is_what_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("ADVBOOK_HOME", "~/somewhere")
+    assert store.home() == Path.home() / "somewhere"
+    monkeypatch.delenv("ADVBOOK_HOME")
+    assert store.home() == store.CHECKOUT / ".advbook"
+    monkeypatch.setattr(store, "CHECKOUT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert store.home() == tmp_path / ".advbook"
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(st.text(), values, min_size=1, max_size=4))
+def test_a_fingerprint_does_not_depend_on_the_order_but_on_everything_else(recipe):
+    name = store.fingerprint(recipe)
+    assert len(name) == 16
+    assert set(name) <= set("0123456789abcdef")
+    assert store.fingerprint(dict(reversed(recipe.items()))) == name
+    assert store.fingerprint({**recipe, "one more": 1}) != name
+    key = next(iter(recipe))
+    assert store.fingerprint({**recipe, key: [recipe[key]]}) != name
+
+
+# --- writing --------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_written_into_new_folders_and_replaced_as_a_whole(tmp_path):
+    path = tmp_path / "a" / "b" / "file"
+    store.write(path, b"first")
+    store.write(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_full_disk_is_one_sentence_and_the_old_file_stays(tmp_path):
+    path = tmp_path / "row.json"
+    path.write_bytes(b"old")
+    run = script(f"""{FULL_DISK}
+from pathlib import Path
+from advbook import store
+store.write(Path({str(path)!r}), b"x" * 100_000)
+""")
+    _, stderr = run.communicate()
+    assert run.returncode != 0
+    last = stderr.strip().splitlines()[-1]
+    assert last.startswith("OSError: row.json could not be written to ")
+    assert "File too large" in last
+    assert "run again" in last
+    assert "During handling" not in stderr
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path], "no half-written file stays behind"
+
+
+def test_a_device_without_room_is_one_sentence(tmp_path, monkeypatch):
+    """ENOSPC from the kernel itself."""
+    monkeypatch.setattr(store.tempfile, "NamedTemporaryFile", lambda **options: Full(tmp_path / "x.part"))
+    (tmp_path / "x.part").touch()
+    with pytest.raises(OSError, match=r"^x could not be written to .*No space left on device.*kept\.$"):
+        store.write(tmp_path / "x", b"content")
+    assert not list(tmp_path.iterdir())
+
+
+class Full:
+    """/dev/full under the name of a temporary file."""
+
+    def __init__(self, path):
+        self.name, self.file = str(path), Path("/dev/full").open("wb")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+
+def test_a_place_that_is_no_folder_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"^row could not be written to .*file"):
+        store.write(tmp_path / "file" / "row", b"content")
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
+    def interrupt(descriptor):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        store.write(tmp_path / "file", b"content")
+    assert not list(tmp_path.iterdir())
+
+
+# --- trained networks -----------------------------------------------------------------------------------------
+
+
+def test_a_recipe_is_trained_once(home):
+    trained = store.trained(RECIPE, fresh(), learn)
+    again = store.trained(dict(reversed(RECIPE.items())), fresh(seed=9), unwanted)
+    assert same(trained, again)
+    assert same(trained, learn(fresh()))
+    assert not trained.training
+    assert not again.training
+    assert not list(home.rglob("*.part"))
+
+
+def test_another_recipe_is_another_network(home):
+    store.trained(RECIPE, fresh(), learn)
+    other = store.trained({**RECIPE, "seed": 4}, fresh(seed=1), learn)
+    assert same(other, learn(fresh(seed=1)))
+    assert len(list(home.glob("models/*.safetensors"))) == 2
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[:5])
+
+
+def emptied(path):
+    path.write_bytes(b"")
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[-50] ^= 4
+    path.write_bytes(content)
+
+
+def replaced(path):
+    path.write_bytes(b"<html>no network here</html>" * 40)
+
+
+DAMAGES = [truncated, cut_short, emptied, flipped, replaced]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_set_aside_and_trained_again(home, capsys, damage):
+    store.trained(RECIPE, fresh(), learn)
+    path = only_file(home)
+    damage(path)
+    content = path.read_bytes()
+    assert same(store.trained(RECIPE, fresh(), learn), learn(fresh()))
+    damaged = path.with_name(path.name + ".damaged")
+    assert damaged.read_bytes() == content, "set aside, not deleted"
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"{path.name} is damaged" in said
+    assert damaged.name in said
+    assert same(store.trained(RECIPE, fresh(seed=5), unwanted), learn(fresh()))
+
+
+def test_a_file_of_another_shape_leaves_no_trace_in_what_is_trained_instead(home, capsys):
+    """Reading stops half-way through the tensors: training must start from the fresh network all the same."""
+    wider = cnn(3, (3, 4), generator=torch.Generator().manual_seed(8))
+    store.trained(RECIPE, wider, learn)
+    assert same(store.trained(RECIPE, fresh(), learn), learn(fresh()))
+    assert "is damaged" in capsys.readouterr().err
+    assert only_file(home).with_name(only_file(home).name + ".damaged").exists()
+
+
+def test_no_flipped_bit_gives_wrong_weights(home):
+    """Every bit of the header and many of the rest: noticed, or without effect."""
+
+    def small():
+        return nn.Sequential(nn.Linear(2, 2))
+
+    torch.manual_seed(0)
+    start = small()
+    expected = {name: 2 * value + 1 for name, value in start.state_dict().items()}
+    store.trained(RECIPE, start, learn)
+    path = only_file(home)
+    whole = path.read_bytes()
+    for place in random.Random(0).sample(range(8 * len(whole)), 400):
+        content = bytearray(whole)
+        content[place // 8] ^= 1 << place % 8
+        path.write_bytes(content)
+        network = small()
+        found = read_again(path, network)
+        if found:
+            state = network.state_dict()
+            assert state.keys() == expected.keys()
+            assert all(torch.equal(state[name], expected[name]) for name in expected), f"bit {place}"
+            assert all(state[name].dtype == expected[name].dtype for name in expected)
+        path.with_name(path.name + ".damaged").unlink(missing_ok=True)
+
+
+def read_again(path, network):
+    """Whether the store takes the file for whole; if so the network has its weights."""
+    trained = []
+    store.trained(RECIPE, network, lambda network: trained.append(1) or network)
+    return not trained
+
+
+def test_training_that_fails_leaves_nothing_and_the_next_one_works(home):
+    def fail(network):
+        raise FloatingPointError("Training diverged.")
+
+    with pytest.raises(FloatingPointError):
+        store.trained(RECIPE, fresh(), fail)
+    assert not list(home.glob("models/*.safetensors"))
+    assert same(store.trained(RECIPE, fresh(), learn), learn(fresh()))
+
+
+def test_the_file_says_what_it_is(home):
+    store.trained(RECIPE, fresh(), learn)
+    with store.safe_open(only_file(home), framework="pt") as file:
+        assert json.loads(file.metadata()["recipe"]) == RECIPE
+
+
+TRAIN = """
+import sys, time, torch
+from pathlib import Path
+from advbook import store
+from test_store import RECIPE, fresh, learn
+
+def train(network):
+    with Path(sys.argv[1] if len(sys.argv) > 1 else LOG).open("a") as log:
+        log.write("trained\\n")
+    time.sleep(SECONDS)
+    return learn(network)
+
+network = store.trained(RECIPE, fresh(), train)
+print(float(sum(value.double().sum() for value in network.state_dict().values())))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_once(home, tmp_path):
+    log = tmp_path / "log"
+    text = TRAIN.replace("LOG", repr(str(log))).replace("SECONDS", "4")
+    runs = [script(text) for _ in range(2)]
+    outputs = [run.communicate() for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], outputs
+    assert log.read_text() == "trained\n"
+    assert outputs[0][0] == outputs[1][0] != ""
+
+
+@pytest.mark.slow
+def test_a_killed_training_holds_nobody_up(home, tmp_path):
+    log = tmp_path / "log"
+    run = script(TRAIN.replace("LOG", repr(str(log))).replace("SECONDS", "300"))
+    for _ in range(600):
+        if log.exists() or run.poll() is not None:
+            break
+        time.sleep(0.05)
+    assert run.poll() is None, run.communicate()
+    run.send_signal(signal.SIGKILL)
+    run.communicate()
+    assert same(store.trained(RECIPE, fresh(), learn), learn(fresh()))
+
+
+def test_a_full_disk_does_not_lose_the_networks_that_are_there(home):
+    store.trained(RECIPE, fresh(), learn)
+    before = {path: hashlib.sha256(path.read_bytes()).digest() for path in home.rglob("*.safetensors")}
+    run = script(f"""{FULL_DISK}
+import torch
+from advbook import store
+from advbook.networks import cnn
+store.trained({{"seed": 5}}, cnn(generator=torch.Generator()), lambda network: network)
+""")
+    _, stderr = run.communicate()
+    assert run.returncode != 0
+    assert "could not be written" in stderr.strip().splitlines()[-1]
+    assert {path: hashlib.sha256(path.read_bytes()).digest() for path in home.rglob("*.safetensors")} == before
+    assert not list(home.rglob("*.part"))
