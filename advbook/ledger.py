@@ -41,7 +41,7 @@ def write(
     """Write a point's rows, its arrays first. about: what all rows share (parameters, version, device, seconds)."""
     document = {"about": dict(about), "arrays": _put(arrays) if arrays else None, "rows": list(rows)}
     document["checksum"] = _checksum(document)
-    store.write(place, json.dumps(document, indent=1).encode())
+    store.write(place, json.dumps(document).encode())
 
 
 def read(place: Path) -> pd.DataFrame | None:
@@ -82,7 +82,7 @@ def publish(place: Path, experiment: str) -> Path:
     document = {"about": document["about"], "arrays": None, "rows": document["rows"]}
     document["checksum"] = _checksum(document)
     target = PUBLISHED / experiment / place.name
-    store.write(target, json.dumps(document, indent=1).encode())
+    store.write(target, json.dumps(document).encode())
     return target
 
 

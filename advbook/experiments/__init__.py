@@ -46,10 +46,14 @@ class Parameters(BaseModel):
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
         """From names in capitals, as a notebook or a profile gives them. Raises ParameterError."""
+        known = [field.upper() for field in cls.model_fields]
+        for name in values:
+            if name not in known:
+                raise ParameterError(f"Unknown parameter {name}: {did_you_mean(name, known)}")
         try:
-            return cls(**{name.lower() if name.isupper() else name: value for name, value in values.items()})
+            return cls(**{name.lower(): value for name, value in values.items()})
         except ValidationError as error:
-            raise ParameterError(" ".join(cls._sentence(detail) for detail in error.errors())) from None
+            raise ParameterError(" ".join(map(_sentence, error.errors()))) from None
 
     @classmethod
     def of_notebook(cls, names: Mapping[str, Any]) -> Self:
@@ -59,17 +63,6 @@ class Parameters(BaseModel):
         assigned = re.findall(r"^(\w+) = ", injected[-1], re.MULTILINE) if injected else []
         known = [field.upper() for field in cls.model_fields if field.upper() in names]
         return cls.of({name: names[name] for name in dict.fromkeys([*known, *assigned])})
-
-    @classmethod
-    def _sentence(cls, detail: ErrorDetails) -> str:
-        name = str(detail["loc"][0]).upper() if detail["loc"] else "Parameters"
-        if detail["type"] == "extra_forbidden":
-            given = str(detail["loc"][0])
-            return f"Unknown parameter {given}: {did_you_mean(given, [field.upper() for field in cls.model_fields])}"
-        if not detail["loc"]:
-            return detail["msg"].removeprefix("Value error, ")
-        reason = detail["msg"].removeprefix("Value error, ").replace("Input should be", "it should be")
-        return f"Parameter {name} = {detail['input']!r} is not allowed: {reason}."
 
     def point(self) -> dict[str, Any]:
         """What decides the rows: every parameter but where and under which name it runs."""
@@ -124,6 +117,16 @@ class Parameters(BaseModel):
                 table = ledger.read(place)
         assert table is not None
         return table
+
+
+def _sentence(detail: ErrorDetails) -> str:
+    reason = detail["msg"].removeprefix("Value error, ")
+    if not detail["loc"]:  # a rule about several parameters, which is a whole sentence
+        return reason
+    name = str(detail["loc"][0]).upper()
+    return (
+        f"Parameter {name} = {detail['input']!r} is not allowed: {reason.replace('Input should be', 'it should be')}."
+    )
 
 
 def did_you_mean(given: str, known: Sequence[str]) -> str:

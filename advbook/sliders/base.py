@@ -117,9 +117,7 @@ def evaluated(network: nn.Sequential, shape: list[int], classes: int) -> nn.Sequ
     except RuntimeError as error:
         raise ValueError(f"classifier does not take images of shape {shape}: {error}") from error
     if given != [1, classes]:
-        raise ValueError(
-            f"classifier gives {given} for one image; allowed is [1, {classes}], a logit a class."
-        )
+        raise ValueError(f"classifier gives {given} for one image; allowed is [1, {classes}], a logit a class.")
     return fixed
 
 

@@ -108,8 +108,7 @@ def _controls(
     fonts: int,
 ) -> list[Control]:
     sliders = [
-        slider(*row, degrees=row[0] == "rotation")
-        for row in zip(_TRAITS, THETA_NAMES, low, high, start, strict=True)
+        slider(*row, degrees=row[0] == "rotation") for row in zip(_TRAITS, THETA_NAMES, low, high, start, strict=True)
     ]
     shown = f"font ({len(names):,} of the {fonts:,} fonts)"
     return [*sliders, selector("letter", "letter", letters), selector("font", shown, names)]

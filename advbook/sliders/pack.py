@@ -51,9 +51,7 @@ def _described(module: nn.Module) -> tuple[Layer, dict[str, Array]]:
 def _(module: nn.Conv2d) -> tuple[Layer, dict[str, Array]]:
     plain = module.groups == 1 and module.dilation == (1, 1) and module.padding_mode == "zeros"
     if not plain or isinstance(module.padding, str):
-        raise TypeError(
-            f"The layer {module} cannot be packed: groups, dilation and named padding are not known."
-        )
+        raise TypeError(f"The layer {module} cannot be packed: groups, dilation and named padding are not known.")
     settings = {"op": "conv2d", "stride": list(module.stride), "padding": list(module.padding)}
     return settings, _weight_and_bias(module)
 
