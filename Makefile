@@ -19,7 +19,7 @@ FLAGS := --profile $(PROFILE) $(if $(DATASET),-p DATASET $(DATASET)) $(if $(N),-
 # Snakemake's own lock and marks of unfinished files are not needed: see the Snakefile.
 RUN = $(BIN)/snakemake --quiet host rules --rerun-triggers mtime input --nolock --ignore-incomplete --cores $(CORES) $(SNAKEMAKE)
 
-.PHONY: book test lab sweep faults clean
+.PHONY: book test lab sweep clean
 
 book: .venv/book
 	@$(BIN)/python -m advbook.chapters check $(FLAGS)
@@ -35,9 +35,6 @@ lab: .venv/lab
 
 sweep: .venv/book
 	$(RUN) --keep-going sweep --config profile=$(PROFILE) $(SET)
-
-faults: .venv/test
-	$(BIN)/python scripts/inject_faults.py
 
 clean:
 	rm -rf _build book/chapters .snakemake
