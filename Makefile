@@ -4,7 +4,7 @@
 #   make book DATASET=fashion_mnist PROFILE=standard
 #   make test                      the tests
 #   make lab                       the notebooks in JupyterLab
-#   make sweep PROFILE=standard    all points of a profile; SNAKEMAKE="--executor slurm --jobs 50" on a cluster
+#   make sweep PROFILE=standard    all points of a profile
 #
 # On Linux without a GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu saves gigabytes of CUDA packages.
 

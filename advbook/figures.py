@@ -60,7 +60,10 @@ def histograms(rows: pd.DataFrame, quantity: str, edges: np.ndarray, label: str)
 
 
 def intervals(panels: Mapping[str, pd.DataFrame], quantity: str, label: str, *, chance: float | None = None) -> Figure:
-    """A quantity of every kind with its interval, a panel a data set; a dotted line where chance would be."""
+    """A quantity of every kind with its interval, a panel a table; a dotted line where chance would be.
+
+    All tables hold the kinds in the same order; one that leaves some out leaves out the last ones.
+    """
     with look():
         figure, grid = plt.subplots(
             1, len(panels), figsize=(3.4 * len(panels) + 1.6, 2.8), sharey=True, squeeze=False, layout="constrained"
@@ -68,10 +71,11 @@ def intervals(panels: Mapping[str, pd.DataFrame], quantity: str, label: str, *, 
         for axes, (title, rows) in zip(grid[0], panels.items(), strict=True):
             for place, row in enumerate(rows.to_dict("records")):
                 _interval(axes, place, row, quantity)
-            axes.set_yticks(range(len(rows)), rows["kind"])
             axes.set(title=title, xlabel=label)
             if chance is not None:
                 axes.axvline(chance, color="0.4", lw=1, ls=":")
+        kinds = max((list(rows["kind"]) for rows in panels.values()), key=len)
+        grid[0][0].set_yticks(range(len(kinds)), kinds)
         grid[0][0].invert_yaxis()
     return figure
 

@@ -183,9 +183,10 @@ figures.histograms(shown, "distance", off_manifold.EDGES["distance"], "distance 
 # The median ratio of the adversarial examples is {glue:text}`ratio`: so much of the perturbation's size is distance to the
 # manifold. The on-manifold move of the same size has {glue:text}`ratio_move`.
 #
-# Now the control that matters: random signs of the same size have the ratio {glue:text}`ratio_random`. Counting dimensions
-# predicts it. Of a random direction in {glue:text}`pixels` dimensions, a flat manifold of {glue:text}`dimensions` leaves
-# $\sqrt{1 - k/d}$ = {glue:text}`chance`.
+# Now the control that matters: random signs of the same size have the ratio {glue:text}`ratio_random`. Compare both with
+# what counting dimensions gives. Of a random direction in {glue:text}`pixels` dimensions, a flat manifold of
+# {glue:text}`dimensions` leaves $\sqrt{1 - k/d}$ = {glue:text}`chance`. (Images are clipped to $[0, 1]$, so that noise is not quite
+# free in its direction; the control has the same clipping, the formula has not.)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The ratio of distance to size, by kind of perturbation; bars are 95 % intervals over networks and images. The dotted line is what counting dimensions predicts for a random direction.", "name": "fig-ratio"}, "image": {"alt": "A dot with an interval for each kind of perturbation. A dotted line marks chance."}}
 enlarged = shown[shown.kind != "on-manifold move"]
