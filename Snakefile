@@ -44,14 +44,17 @@ rule pages:
     log:
         "_build/pages.log",
     shell:
-        # Sphinx does not repeat the warnings of pages that did not change: only a fresh build can be trusted.
-        "rm -rf _build/html _build/.doctrees _build/site && "
-        "{BIN}/jupyter-book build . -W --keep-going > {log} 2>&1 && "
-        "test -f _build/html/index.html && "
-        "mkdir -p _build/site && cp -r _build/html _build/site/advbook && "
-        "find _build/site -name '*.map' -delete && "
-        "(cd _build/site && {sys.executable} -m zipfile -c ../site.zip advbook) && "
-        "rm -r _build/site && mv _build/site.zip {output}"
+        # Always a fresh build, since Sphinx does not repeat the warnings of pages that did not change; beside the old
+        # site, which goes only when the new one is whole.
+        "rm -rf _build/new && mkdir -p _build/new && "
+        "{{ {BIN}/jupyter-book build . --path-output _build/new -W --keep-going > {log} 2>&1 "
+        "&& test -f _build/new/_build/html/index.html "
+        "|| {{ tail -n 25 {log} >&2; echo 'advbook: the pages could not be built; see {log}.' >&2; exit 1; }}; }} && "
+        "rm -rf _build/html && mv _build/new/_build/html _build/html && "
+        "mkdir _build/new/zip && cp -r _build/html _build/new/zip/advbook && "
+        "find _build/new/zip -name '*.map' -delete && "
+        "(cd _build/new/zip && {sys.executable} -m zipfile -c ../site.zip advbook) && "
+        "mv _build/new/site.zip {output} && rm -rf _build/new"
 
 
 rule chapter:

@@ -146,6 +146,22 @@ def test_on_a_linear_model_the_best_objective_is_the_closed_form(eps):
     torch.testing.assert_close(ascent.value, (1 + (-margin).exp()).log().expand(2, 4), atol=1e-5, rtol=0)
 
 
+def test_a_win_counts_even_where_the_objective_was_larger_before():
+    """Steps of .08 around the maximum at .55 go .5, .58, .5; the third iterate is declared the win."""
+    space, seen = Pixels(torch.full((1, *SHAPE), 0.5), linf_ball(0.3)), []
+
+    def third(output, target):
+        seen.append(output)
+        return torch.full((1,), len(seen) == 3)
+
+    ascent = ascend(lambda x: x, space, torch.zeros(1), torch.zeros(1, 1, *SHAPE), rule=sign(0.08), steps=9, win=third,
+                    objective=lambda x, target: -(x - 0.55).square().flatten(1).sum(1))  # fmt: skip
+    assert ascent.won.all()
+    assert ascent.steps.item() == 2
+    torch.testing.assert_close(ascent.u, torch.zeros(1, 1, *SHAPE), atol=1e-6, rtol=0)
+    assert ascent.value.item() == pytest.approx(-9 * 0.05**2, rel=1e-4)
+
+
 def test_targets_may_be_anything_with_a_row_an_image():
     network, space, _, start = problem()
     target = torch.rand(7, 3, generator=seeded(4)).softmax(1)

@@ -63,8 +63,8 @@ def test_seeds_are_drawn_too():
     """Where seeds disagree and images do not, an interval over images alone would have no width."""
     values = np.repeat(np.arange(5.0)[:, None], 50, axis=1)
     _, low, high = interval(values, np.nanmean)
-    assert low < 1.2
-    assert high > 2.8
+    half = 1.96 * math.sqrt(2 / 5)  # of the mean of five draws from 0..4, whose variance is 2
+    assert (low, high) == pytest.approx((2 - half, 2 + half), abs=0.25)
 
 
 def test_images_are_drawn_as_wholes():

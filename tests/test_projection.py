@@ -114,6 +114,17 @@ def test_no_start_ends_further_away_and_all_stay_in_the_box(method, seed):
 
 
 @METHODS
+def test_more_steps_never_end_further_away(method):
+    """Adam's large first steps overshoot: the best iterate counts, not the last."""
+    manifold, theta, context, target = planted(10)
+    last = torch.full((1, 10), math.inf)
+    for steps in range(12):
+        distance = method(manifold, target, theta[None], context, steps=steps).distance
+        assert (distance <= last + 1e-5).all()
+        last = distance
+
+
+@METHODS
 def test_a_start_outside_the_box_is_moved_into_it(method):
     manifold, theta, context, target = planted(4)
     found = method(manifold, target, theta[None] + 9, context, steps=2)

@@ -1,0 +1,360 @@
+"""advbook.chapters: plans, the command line, and the executed notebook that becomes a page."""
+
+import ast
+import re
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+from checkout import CHAPTER, PAGE, last_line
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from parity import published_states
+from requests import ConnectionError as NoConnection
+
+from advbook import chapters, datasets, store
+from advbook.experiments import ParameterError
+
+pytest_plugins = ["checkout"]
+
+KERNEL = {"name": "python3", "display_name": "Python 3"}
+
+
+def tagged(notebook, tag: str) -> list:
+    return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
+
+
+# --- the parameters cell --------------------------------------------------------------------------------------
+
+
+def assignments(chapter: str) -> dict[str, ast.AnnAssign]:
+    """The parameters cell of a chapter: name -> annotated assignment; anything else in it is a failure."""
+    (cell,) = tagged(jupytext.read(store.CHECKOUT / "nbs" / f"{chapter}.py"), "parameters")
+    found = {}
+    for node in ast.parse(cell.source).body:
+        assert isinstance(node, ast.AnnAssign), f"not an annotated assignment: {ast.unparse(node)}"
+        assert isinstance(node.target, ast.Name)
+        found[node.target.id] = node
+    return found
+
+
+@pytest.mark.parametrize("chapter", chapters.CHAPTERS)
+def test_the_parameters_cell_has_every_parameter_as_a_typed_literal(chapter):
+    fields = chapters.CHAPTERS[chapter].model_fields
+    given = assignments(chapter)
+    assert set(given) == {name.upper() for name in fields}
+    for name, node in given.items():
+        value = ast.literal_eval(node.value)
+        assert type(value).__name__ == ast.unparse(node.annotation)
+        assert type(value) is type(fields[name.lower()].default)
+
+
+@pytest.mark.parametrize("chapter", chapters.CHAPTERS)
+def test_the_parameters_cell_and_the_model_have_the_same_defaults(chapter):
+    fields = chapters.CHAPTERS[chapter].model_fields
+    given = {name: ast.literal_eval(node.value) for name, node in assignments(chapter).items()}
+    assert given == {name.upper(): field.default for name, field in fields.items()}
+
+
+def test_the_notebook_runs_by_default_what_the_quick_profile_runs():
+    (point,) = chapters.plan("quick")[CHAPTER]
+    assert {name: ast.literal_eval(node.value) for name, node in assignments(CHAPTER).items()} == {
+        **point.injected(),
+        "PROFILE": "own",
+    }
+
+
+@pytest.mark.parametrize("page", chapters.PAGES)
+def test_a_notebook_has_one_cell_of_parameters_before_all_code(page):
+    notebook = jupytext.read(store.CHECKOUT / "nbs" / f"{page}.py")
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert tagged(notebook, "parameters") == code[:1]
+    if page in chapters.CHAPTERS:
+        assert tagged(notebook, "compute") == code[1:2]
+
+
+def test_every_parameter_says_what_it_means():
+    for chapter in chapters.CHAPTERS.values():
+        for name, field in chapter.model_fields.items():
+            assert field.description or name in ("device", "profile")
+
+
+# --- plans ----------------------------------------------------------------------------------------------------
+
+
+def refused(profile: str, **overrides) -> str:
+    with pytest.raises(ParameterError) as caught:
+        chapters.plan(profile, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.endswith(".")
+    return message
+
+
+def test_overrides_replace_what_the_profile_says():
+    plain, (changed,) = chapters.plan("tiny")[CHAPTER][0], chapters.plan("tiny", {"N": 400, "EPS": 0.1})[CHAPTER]
+    assert (changed.n, changed.eps) == (400, 0.1)
+    assert {**changed.point(), "n": plain.n, "eps": plain.eps} == plain.point()
+    assert chapters.row_files([changed]) != chapters.row_files([plain])
+
+
+def test_a_profile_is_no_part_of_where_rows_belong(home):
+    (point,) = chapters.plan("tiny")[CHAPTER]
+    (path,) = chapters.row_files([point])
+    assert path.is_relative_to(home / "rows" / CHAPTER)
+    assert chapters.row_files([point.model_copy(update={"profile": "own", "device": "cpu"})]) == [path]
+
+
+def test_a_named_data_set_is_the_only_one():
+    assert len(chapters.plan("standard")[CHAPTER]) > 1
+    (point,) = chapters.plan("standard", {"DATASET": "mnist"})[CHAPTER]
+    assert point.dataset == "mnist"
+
+
+def test_an_unknown_profile_is_refused():
+    assert refused("quik") == "Unknown profile quik: did you mean quick? Known are paper, quick, standard, tiny."
+    assert refused("../tiny").startswith("Unknown profile ../tiny: ")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"EPZ": 1}, "Unknown parameter EPZ: did you mean EPS? Known are "),
+        ({"NEIGBOURS": 10}, "Unknown parameter NEIGBOURS: did you mean NEIGHBOURS?"),
+        ({"n": 400}, "Unknown parameter n: did you mean N?"),
+        ({"EPS": "abc"}, "Parameter EPS = 'abc' is not allowed: it should be a valid number"),
+        ({"N": 400.5}, "Parameter N = 400.5 is not allowed: it should be a valid integer"),
+        ({"EPS": -1}, "Parameter EPS = -1 is not allowed: it should be greater than or equal to 0"),
+        ({"N": 10**7}, "Parameter N = 10000000 is not allowed: fonts has 960,000 training images."),
+        ({"DATASET": "mnist", "N": 60_001}, "Parameter N = 60001 is not allowed: mnist has 60,000 training images."),
+        ({"DATASET": "minst"}, "Parameter DATASET = 'minst' is not allowed: it should be 'fonts', 'mnist'"),
+    ],
+)
+def test_a_wrong_override_is_refused_in_one_sentence(overrides, words):
+    assert refused("tiny", **overrides).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("02_nothing: [{N: 100}]", "Unknown chapter 02_nothing in mine.yml: "),
+        (f"{CHAPTER}: [{{NN: 100}}]", "Unknown parameter NN: did you mean N?"),
+        (f"{CHAPTER}: [{{N: many}}]", "Parameter N = 'many' is not allowed: "),
+    ],
+)
+def test_a_wrong_profile_is_refused_in_one_sentence(tmp_path, monkeypatch, text, words):
+    monkeypatch.setattr(chapters, "PROFILES", tmp_path)
+    (tmp_path / "mine.yml").write_text(text)
+    assert refused("mine").startswith(words)
+
+
+def test_an_empty_profile_runs_the_defaults(tmp_path, monkeypatch):
+    monkeypatch.setattr(chapters, "PROFILES", tmp_path)
+    (tmp_path / "mine.yml").write_text("# nothing yet\n")
+    (point,) = chapters.plan("mine")[CHAPTER]
+    assert point.point() == chapters.CHAPTERS[CHAPTER]().point()
+
+
+# --- the command line -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """No data, no cache and no network: every mirror fails at once, and is written down."""
+    asked = []
+
+    def fail(url, *rest):
+        asked.append(url)
+        raise NoConnection(url)
+
+    monkeypatch.setattr(datasets, "_retrieve", fail)
+    monkeypatch.setenv("ADVBOOK_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "data").mkdir()
+    return asked
+
+
+@pytest.mark.parametrize("profile", ["tiny", "quick", "standard", "paper"])
+def test_check_is_silent_where_all_is_well(profile, offline, capsys):
+    assert chapters.main(["check", "--profile", profile]) == 0
+    assert chapters.main(["check", "--profile", profile, "-p", "DATASET", "fonts", "-p", "N", "300"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert offline == []  # data that nobody named are not asked for
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["-p", "EPZ", "1"], r"advbook: Unknown parameter EPZ: did you mean EPS\? Known are .*\."),
+        (["-p", "N", "many"], r"advbook: Parameter N = 'many' is not allowed: .*\."),
+        (["-p", "EPS", "-1"], r"advbook: Parameter EPS = -1 is not allowed: .*\."),
+        (["--profile", "huge"], r"advbook: Unknown profile huge: .*\."),
+        (["-p", "DATASET", "imagenet"], r"advbook: Parameter DATASET = 'imagenet' is not allowed: .*\."),
+    ],
+)
+def test_check_ends_with_one_sentence(arguments, sentence, capsys):
+    assert chapters.main(["check", *arguments]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(sentence, err.rstrip("\n"))
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "emnist"])
+def test_a_data_set_that_is_not_there_ends_with_one_sentence(name, offline, capsys):
+    assert chapters.main(["check", "-p", "DATASET", name]) == 1
+    _, err = capsys.readouterr()
+    assert re.fullmatch(rf"advbook: {name}: .* by hand, set ADVBOOK_DATA .*", err.rstrip("\n"))
+    assert len(offline) == len(datasets.DATASETS[name].mirrors)
+
+
+def test_a_data_folder_that_is_not_there_is_named(offline, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ADVBOOK_DATA", str(tmp_path / "nowhere"))
+    assert chapters.main(["check", "-p", "DATASET", "mnist"]) == 1
+    _, err = capsys.readouterr()
+    assert "nowhere" in err
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("value", ["[1, 2", "{", "a: b: c"])
+def test_a_value_that_is_no_yaml_ends_with_one_sentence(value, capsys):
+    assert chapters.main(["check", "-p", "EPS", value]) == 1
+    _, err = capsys.readouterr()
+    assert len(err.splitlines()) == 1
+    assert "EPS" in err
+
+
+def test_a_point_that_the_profile_has_not_ends_with_one_sentence(capsys):
+    assert chapters.main(["point", CHAPTER, "--profile", "tiny", "--index", "7"]) == 1
+    _, err = capsys.readouterr()
+    assert len(err.splitlines()) == 1
+
+
+def test_publish_says_what_is_missing(home, capsys):
+    assert chapters.main(["publish", "--profile", "tiny"]) == 1
+    _, err = capsys.readouterr()
+    assert re.fullmatch(rf"advbook: {CHAPTER} has no rows fonts-n100-\w+\.json yet; compute them first\.\n", err)
+
+
+# --- tidying --------------------------------------------------------------------------------------------------
+
+
+def executed() -> nbformat.NotebookNode:
+    """A notebook as papermill leaves it."""
+    stamps = {"papermill": {"duration": 1.5}, "execution": {"iopub.execute_input": "2024-01-01"}}
+    outputs = [
+        new_output("stream", name="stderr", text="50%|#####"),
+        new_output("stream", name="stdout", text="kept"),
+        new_output("display_data", {"text/plain": "kept too"}),
+    ]
+    cells = [
+        new_markdown_cell("# Title", metadata=dict(stamps)),
+        new_code_cell("N: int = 1", metadata={**stamps, "tags": ["parameters"]}),
+        new_code_cell("# Parameters\nN = 2\n", metadata={**stamps, "tags": ["injected-parameters"]}),
+        new_code_cell("print()", metadata=dict(stamps), outputs=outputs),
+    ]
+    return new_notebook(cells=cells, metadata={"papermill": {"input_path": "x"}, "kernelspec": KERNEL})
+
+
+def test_tidy_leaves_no_stamps():
+    tidied = chapters.tidy(executed())
+    assert dict(tidied.metadata) == {"kernelspec": KERNEL}
+    assert not any({"papermill", "execution"} & set(cell.metadata) for cell in tidied.cells)
+    nbformat.validate(tidied)
+
+
+def test_tidy_drops_progress_bars_and_nothing_else():
+    outputs = chapters.tidy(executed()).cells[-1].outputs
+    assert [output.output_type for output in outputs] == ["stream", "display_data"]
+    assert outputs[0].text == "kept"
+
+
+def test_tidy_hides_what_papermill_injected():
+    _, parameters, injected, _ = chapters.tidy(executed()).cells
+    assert "hide-input" in parameters.metadata.tags
+    assert "remove-cell" in injected.metadata.tags
+    assert injected.source == "# Parameters\nN = 2\n"
+
+
+# --- a page ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def page(built) -> nbformat.NotebookNode:
+    """The executed notebook of the first chapter, as the command `page` leaves it."""
+    return nbformat.read(built.root / PAGE, as_version=4)
+
+
+@pytest.mark.slow
+def test_a_page_is_a_valid_notebook_without_errors(page):
+    nbformat.validate(page)
+    code = [cell for cell in page.cells if cell.cell_type == "code"]
+    outputs = [output for cell in code for output in cell.outputs]
+    assert all(cell.execution_count for cell in code)
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    assert len([output for output in outputs if "image/png" in output.get("data", {})]) >= 6
+
+
+@pytest.mark.slow
+def test_a_page_names_no_place_on_this_machine(built):
+    text = (built.root / PAGE).read_text()
+    for place in (str(built.root), str(store.CHECKOUT), str(Path.home()), str(Path(datasets.__file__).parents[1])):
+        assert place not in text
+    assert not re.search(r'[\s"\'(=]/(?:tmp|home|root|usr|var|private)/', text)
+
+
+@pytest.mark.slow
+def test_a_page_has_both_interactive_figures_with_their_state(built, page):
+    states = published_states(built.root / PAGE)
+    assert sorted("decoder" if "decoder" in state else "walk" for state in states) == ["decoder", "walk"]
+    shown = [output for cell in page.cells for output in cell.get("outputs", []) if "data" in output]
+    views = [output.data for output in shown if "application/vnd.jupyter.widget-view+json" in output.data]
+    assert len(views) == 2
+    assert all("image/png" in view for view in views)
+
+
+@pytest.mark.slow
+def test_every_number_in_the_text_is_glued_and_finite(page):
+    text = "\n".join(cell.source for cell in page.cells if cell.cell_type == "markdown")
+    used = set(re.findall(r"\{glue:text\}`([\w-]+)", text))
+    outputs = [output for cell in page.cells for output in cell.get("outputs", [])]
+    glued = {o.metadata.scrapbook.name: o.data for o in outputs if "scrapbook" in o.get("metadata", {})}
+    assert len(used) > 10
+    assert used - set(glued) == set()
+    for name in used:
+        (value,) = glued[name].values()
+        assert not re.search(r"\b(nan|inf|None)\b", value), f"{name} is {value}"
+
+
+@pytest.mark.slow
+def test_a_page_ends_with_how_it_was_computed(page):
+    boxes = [
+        output.data["text/markdown"]
+        for cell in page.cells
+        for output in cell.get("outputs", [])
+        if "text/markdown" in output.get("data", {})
+    ]
+    assert "How this page was computed" in boxes[-1]
+    assert "Profile **tiny**" in boxes[-1]
+    assert "| `N` | 100 | 1000 |" in boxes[-1] or "| `N` | 100 | 2500 |" in boxes[-1]
+    assert sum("Verdict: " in box for box in boxes) == 2
+
+
+@pytest.mark.slow
+def test_a_cell_that_fails_leaves_the_earlier_page(built, tmp_path):
+    tree = built.clone(tmp_path / "book")
+    before, rows = (tree.root / PAGE).read_bytes(), tree.rows()
+    notebook = tree.root / "nbs" / f"{CHAPTER}.py"
+    failing = '# %% tags=["remove-cell"]\nraise OSError("the disk is gone")\n\n# %% tags=["remove-cell"]\nimport numpy'
+    text = notebook.read_text()
+    assert text.count('# %% tags=["remove-cell"]\nimport numpy') == 1
+    notebook.write_text(text.replace('# %% tags=["remove-cell"]\nimport numpy', failing))
+
+    status, output = tree.python("-m", "advbook.chapters", "page", CHAPTER, "--profile", "tiny")
+    assert (status, last_line(output)) == (1, "advbook: OSError: the disk is gone")
+    assert (tree.root / PAGE).read_bytes() == before
+
+    status, output = tree.run(*tree.snakemake("pages"))
+    assert status != 0
+    assert "advbook: OSError: the disk is gone" in output
+    assert tree.rows() == rows
+    assert (tree.root / PAGE).read_bytes() == before, "a failed run took the page that was there"

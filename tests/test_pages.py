@@ -1,0 +1,188 @@
+"""advbook.pages: verdicts, tables and provenance as Markdown, from synthetic rows."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from markdown_it import MarkdownIt
+
+from advbook import chapters, pages, store
+from advbook.experiments.off_manifold import OffManifold
+from advbook.ledger import Verdict
+
+CLAIM = "Adversarial examples leave the manifold"
+
+
+def verdict(value: float, low: float, high: float) -> Verdict:
+    return Verdict(CLAIM, "median ratio", value, low, high, 0.9)
+
+
+VERDICTS = {
+    "supported": verdict(0.95, 0.9, 0.99),
+    "not supported": verdict(0.5, 0.4, 0.8999),
+    "undecided": verdict(0.9, 0.85, 0.95),
+}
+NAN = float("nan")
+
+
+def table_of(text: str) -> tuple[list[str], list[list[str]]]:
+    """Heading and cells of a Markdown table, as a Markdown parser reads them."""
+    tokens = MarkdownIt().enable("table").parse(text)
+    cells = [(tokens[i - 1].type, token.content) for i, token in enumerate(tokens) if token.type == "inline"]
+    head = [content for kind, content in cells if kind == "th_open"]
+    body = [content for kind, content in cells if kind == "td_open"]
+    assert len(head) + len(body) == len(cells), "something stands outside of the table"
+    return head, [body[i : i + len(head)] for i in range(0, len(body), len(head))]
+
+
+# --- verdicts -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outcome", VERDICTS)
+def test_a_verdict_is_a_box_with_its_numbers(outcome):
+    v = VERDICTS[outcome]
+    text = pages.verdict(v).data
+    lines = text.splitlines()
+    assert lines[0] == f":::{{admonition}} Verdict: {outcome}"
+    assert lines[1] == f":class: verdict {outcome.replace(' ', '-')}"
+    assert lines[-1] == ":::"
+    assert f"{CLAIM}: **{outcome}**" in text
+    for number in (f"{v.value:.3f}", f"from {v.low:.3f}", f"to {v.high:.3f}", "at least 0.9"):
+        assert number in text
+
+
+def test_the_colours_of_all_outcomes_are_in_the_style_sheet():
+    css = (store.CHECKOUT / "book" / "_static" / "book.css").read_text()
+    for outcome in VERDICTS:
+        assert f".{outcome.replace(' ', '-')}" in css
+
+
+@pytest.mark.parametrize("numbers", [(NAN, NAN, NAN), (0.95, NAN, NAN), (0.95, 0.92, NAN), (np.inf, 0.95, np.inf)])
+def test_a_verdict_without_numbers_is_undecided(numbers):
+    text = pages.verdict(verdict(*numbers)).data
+    assert text.startswith(":::{admonition} Verdict: undecided\n")
+    assert "supported**" not in text
+
+
+def test_a_table_of_verdicts():
+    head, body = table_of(pages.verdict_table([(f"run {i}", v) for i, v in enumerate(VERDICTS.values())]).data)
+    assert len(head) == 7
+    assert [row[0] for row in body] == [CLAIM] * 3
+    assert [row[1] for row in body] == ["run 0", "run 1", "run 2"]
+    assert [row[-1] for row in body] == [f"**{outcome}**" for outcome in VERDICTS]
+    assert body[0][3:6] == ["0.950", "0.900 to 0.990", "0.9"]
+
+
+def test_pipes_in_a_table_of_verdicts_do_not_split_cells():
+    v = Verdict("a | b", "dist / |delta|", 1, 1, 1, 1)
+    _, (row,) = table_of(pages.verdict_table([("N | 100", v)]).data)
+    assert row[:3] == ["a | b", "N | 100", "dist / |delta|"]
+
+
+# --- tables ---------------------------------------------------------------------------------------------------
+
+
+def test_a_table_has_the_columns_asked_for_in_their_order():
+    rows = pd.DataFrame({"b": [0.12345, 2.0], "a": ["x", "y"], "hidden": [1, 2]})
+    head, body = table_of(pages.table(rows, {"a": "name", "b": "value"}).data)
+    assert head == ["name", "value"]
+    assert body == [["x", "0.123"], ["y", "2.000"]]
+
+
+def test_missing_values_are_dashes():
+    rows = pd.DataFrame({"a": [1.5, None, NAN], "b": ["x", None, NAN], "count": [3.0, NAN, NAN]})
+    _, body = table_of(pages.table(rows, {"a": "a", "b": "b", "count": "examples", "gone": "gone"}).data)
+    assert body == [["1.500", "x", "3", "-"], ["-", "-", "-", "-"], ["-", "-", "-", "-"]]
+
+
+def test_counts_are_whole_numbers():
+    rows = pd.DataFrame({"count": [1200.0, 7.0], "seed": [0, 1]})
+    _, body = table_of(pages.table(rows, {"seed": "network", "count": "examples"}, number=".5f").data)
+    assert body == [["0", "1200"], ["1", "7"]]
+
+
+def test_pipes_in_a_table_do_not_split_cells():
+    rows = pd.DataFrame({"kind": ["a|b"], "value": [1.0]})
+    head, body = table_of(pages.table(rows, {"kind": "kind | sort", "value": "v"}).data)
+    assert head == ["kind | sort", "v"]
+    assert body == [["a|b", "1.000"]]
+
+
+def test_an_empty_table_is_its_heading():
+    head, body = table_of(pages.table(pd.DataFrame({"a": []}), {"a": "name"}).data)
+    assert (head, body) == (["name"], [])
+
+
+@pytest.mark.parametrize("value", [None, NAN, np.float64("nan"), np.float32("nan"), pd.NA, pd.NaT])
+def test_every_kind_of_nothing_is_a_dash(value):
+    assert pages.shown(value, ".3f") == "-"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.5, "0.500"), (np.float64(0.5), "0.500"), (np.float32(0.5), "0.500"), (3, "3"), ("a", "a")]
+)
+def test_a_value_as_text(value, text):
+    assert pages.shown(value, ".3f") == text
+
+
+# --- where numbers come from ----------------------------------------------------------------------------------
+
+
+P = OffManifold.of({"N": 400, "EPS": 0.2, "PROFILE": "tiny"})
+ROWS = pd.DataFrame([{**P.point(), "device": "CPU, 1 threads", "torch": "2.13.0", "seconds": 12.4, "version": 1}])
+
+
+def test_provenance_names_every_parameter_with_value_and_default():
+    text = pages.provenance(P, ROWS).data
+    _, body = table_of("\n".join(line for line in text.splitlines() if line.startswith("|")))
+    told = {row[0].strip("`"): row[1:] for row in body}
+    assert set(told) == {name.upper() for name in P.point()}
+    for name, value in P.point().items():
+        field = OffManifold.model_fields[name]
+        assert told[name.upper()] == [str(value), str(field.default), field.description]
+
+
+def test_provenance_names_profile_device_time_version_and_a_command_that_is_valid():
+    text = pages.provenance(P, ROWS).data
+    for words in (
+        "How this page was computed",
+        "**tiny**",
+        "CPU, 1 threads",
+        "torch 2.13.0",
+        "12 seconds",
+        "version 1",
+    ):
+        assert words in text
+    command = re.search(r"^papermill (\S+) out\.ipynb -p N (\d+)$", text, re.M)
+    assert command
+    assert (store.CHECKOUT / command[1]).is_file()
+    assert OffManifold.of({"N": int(command[2])}).n > P.n
+
+
+@pytest.mark.parametrize("dataset", ["fonts", "mnist", "fashion_mnist", "emnist"])
+def test_the_command_of_the_largest_run_is_valid_too(dataset):
+    p = OffManifold.of({"DATASET": dataset, "N": 40_000})
+    text = pages.provenance(p, pd.DataFrame([{**ROWS.iloc[0], **p.point()}])).data
+    n = int(re.search(r"-p N (\d+)", text)[1])
+    chosen = re.search(r"-p DATASET (\w+)", text)
+    assert (chosen[1] if chosen else "fonts") == dataset
+    OffManifold.of({"DATASET": dataset, "N": n})
+
+
+def test_source_and_scope():
+    assert pages.source(ROWS) == "fonts, N = 400 (first rows), 3 networks, 200 images; CPU, 1 threads"
+    assert pages.scope(P, ROWS) == "profile tiny, computed on CPU, 1 threads in 12 s"
+
+
+@pytest.mark.parametrize("chapter", chapters.CHAPTERS)
+def test_a_papers_values_say_where_they_stand(chapter):
+    for name, entry in pages.paper_values(chapter).items():
+        assert isinstance(entry["value"], float), name
+        assert re.search(r"[Tt]able|[Ff]igure|[Ss]ection|supplement|appendix", entry["source"]), name
+
+
+def test_every_paper_value_belongs_to_a_chapter():
+    text = (store.CHECKOUT / "book" / "results" / "papers.yml").read_text()
+    assert set(yaml.safe_load(text)) <= set(chapters.CHAPTERS)
