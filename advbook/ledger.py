@@ -138,7 +138,7 @@ def _parse(place: Path) -> dict[str, Any]:
     try:
         document = json.loads(place.read_bytes())
         checksum = document.pop("checksum")
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError("it is not whole") from None
     if checksum != _checksum(document):
         raise ValueError("its content does not match its checksum")

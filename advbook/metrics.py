@@ -48,8 +48,10 @@ def interval(
     seeds, images = values.shape
     row = random.integers(seeds, size=(resamples, seeds, 1))
     column = random.integers(images, size=(resamples, 1, images))
-    drawn = values[row, column].reshape(resamples, -1)
-    drawn = drawn[np.isfinite(drawn).any(1)]
+    found: list[float] = []
+    for part in np.array_split(np.arange(resamples), 20):  # in parts, to bound the memory
+        drawn = values[row[part], column[part]].reshape(len(part), -1)
+        found += statistic(drawn[np.isfinite(drawn).any(1)], axis=-1).tolist()
     tail = 50 * (1 - level)
-    low, high = np.percentile(statistic(drawn, axis=-1), [tail, 100 - tail])
+    low, high = np.percentile(found, [tail, 100 - tail])
     return float(statistic(values.reshape(-1), axis=-1)), float(low), float(high)

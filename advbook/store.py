@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,15 @@ def write(path: Path, content: bytes) -> None:
                 part.unlink(missing_ok=True)
     except OSError as error:
         reason = f"{path.name} could not be written to {path.parent} ({error.strerror})"
-        raise OSError(f"{reason}; make room there and run again: all that was finished before is kept.") from None
+        raise OSError(f"{reason}; mend that and run again: all that was finished before is kept.") from None
 
 
 def set_aside(path: Path, reason: str) -> None:
     """Rename a damaged file to *.damaged and say so: it will be made again."""
-    path.replace(path.with_name(path.name + ".damaged"))
-    print(f"{path.name} is damaged ({reason}); it was set aside as {path.name}.damaged.", file=sys.stderr)
+    names = (path.with_name(f"{path.name}.damaged{number or ''}") for number in count())
+    aside = next(name for name in names if not name.exists())
+    path.replace(aside)
+    print(f"{path.name} is damaged ({reason}); it was set aside as {aside.name}.", file=sys.stderr)
 
 
 def trained(recipe: Mapping[str, Any], network: nn.Module, train: Callable[[nn.Module], nn.Module]) -> nn.Module:
@@ -83,8 +86,11 @@ def _read(path: Path, network: nn.Module) -> bool:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             if (file.metadata() or {}).get("digest") != _digest(state):
                 raise SafetensorError("its content does not match its checksum")
+        shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in network.state_dict().items()}
+        if shapes != {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}:
+            raise SafetensorError("it belongs to another architecture")
         network.load_state_dict(state)
-    except (SafetensorError, RuntimeError, OSError) as error:
+    except (SafetensorError, OSError) as error:
         set_aside(path, str(error).splitlines()[0])
         return False
     return True

@@ -294,9 +294,9 @@ if published:
 # ## Where code and paper disagree, and a stronger attack
 #
 # - **The projection.** As published, the code's search takes no step. The last table below runs it for real, with the
-#   code's own schedule (Adam, 100 steps) and with ours, from the same kinds of starts on the same examples.
-# - **The attack.** By today's standard it is weak: Adam moves a pixel by at most .005 a step, which is less than
-#   $\epsilon$ in all. Steps along the gradient's sign, of $2.5\,\epsilon/\text{steps}$ each, succeed on
+#   code's own schedule (Adam, 100 steps) and with ours, from the same starts on the same examples.
+# - **The attack.** By today's standard it is weak: Adam moves a pixel by about .005 a step, in all less than the
+#   default $\epsilon$. Steps along the gradient's sign, of $2.5\,\epsilon/\text{steps}$ each, succeed on
 #   {glue:text}`average_sign_steps` of pairs ({glue:text}`worst_sign_steps` of images). They stand in the table above as
 #   "sign steps", so that one sees whether the verdict hangs on the attack.
 # - **On the manifold.** On FONTS $\theta$ itself can be attacked: the next chapter's subject, and here a check against the

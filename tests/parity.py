@@ -38,12 +38,7 @@ def state_of(widget: ipywidgets.Widget) -> dict[str, Any]:
 
 def published_states(notebook: Path) -> list[dict[str, Any]]:
     """The states of all figures with a classifier in an executed notebook, their bytes decoded."""
-    models = (
-        nbformat.read(notebook, as_version=4)
-        .metadata.get("widgets", {})
-        .get(WIDGET_STATE, {})
-        .get("state", {})
-    )
+    models = nbformat.read(notebook, as_version=4).metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
     states = []
     for model in models.values():
         buffers = {b["path"][0]: base64.b64decode(b["data"]) for b in model.get("buffers", [])}
@@ -87,9 +82,7 @@ def net_job(state: dict[str, Any], name: str, inputs: Tensor) -> dict[str, Any]:
 def run_torch(layers: list[dict[str, Any]], weights: bytes, x: Tensor) -> Tensor:
     """What packed layers mean, by torch: [B, ...] -> [B, ...]."""
     for layer in layers:
-        x = _LAYERS[layer["op"]](
-            x, layer, {k: _tensor(v, bytes(weights)) for k, v in layer["tensors"].items()}
-        )
+        x = _LAYERS[layer["op"]](x, layer, {k: _tensor(v, bytes(weights)) for k, v in layer["tensors"].items()})
     return x
 
 
@@ -134,9 +127,7 @@ def _tensor(reference: dict[str, Any], weights: bytes) -> Tensor:
 def _decoded(state: dict[str, Any], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Random z through the decoder: images [B, 1, H, W] by torch and by JS."""
     draws = torch.rand(count, len(state["controls"]), generator=generator)  # [B, 8]
-    z = torch.stack(
-        [_place(c, u) for c, u in zip(_by_theta(state["controls"]), draws.unbind(1), strict=True)], 1
-    )
+    z = torch.stack([_place(c, u) for c, u in zip(_by_theta(state["controls"]), draws.unbind(1), strict=True)], 1)
     images = run_torch(state["decoder"], state["decoder_weights"], z)
     (shown,) = run_js(state["_esm"], [net_job(state, "decoder", z)])
     return images, shown

@@ -49,9 +49,7 @@ LOADING = {
     "form": ["action"],
 }
 CSS_URL = re.compile(r"""url\(\s*["']?([^"')]+)|@import\s+["']([^"']+)""")
-JS_URL = re.compile(
-    r"""(?:\bimport\b|\bfrom\b|\bfetch\b|\bimportScripts\b)[\s(]*\\?["'`]((?:https?:)?//[^"'`\\]+)"""
-)
+JS_URL = re.compile(r"""(?:\bimport\b|\bfrom\b|\bfetch\b|\bimportScripts\b)[\s(]*\\?["'`]((?:https?:)?//[^"'`\\]+)""")
 
 
 def check_site(html_dir: Path) -> None:
@@ -139,9 +137,7 @@ def is_missing(address: str, page: Path) -> bool:
 
 def pages(html_dir: Path) -> list[Path]:
     """The HTML pages of a site. What lies in _static are templates of the theme."""
-    return sorted(
-        path for path in html_dir.rglob("*.html") if "_static" not in path.relative_to(html_dir).parts
-    )
+    return sorted(path for path in html_dir.rglob("*.html") if "_static" not in path.relative_to(html_dir).parts)
 
 
 def static_problems(html_dir: Path) -> list[str]:
@@ -151,9 +147,7 @@ def static_problems(html_dir: Path) -> list[str]:
     return [
         f"{path.relative_to(html_dir)}: {problem}"
         for path in [*pages(html_dir), *sorted(html_dir.rglob("*.css"))]
-        for problem in (
-            page_problems(path) if path.suffix == ".html" else css_problems(path.read_text(), path)
-        )
+        for problem in (page_problems(path) if path.suffix == ".html" else css_problems(path.read_text(), path))
     ]
 
 
@@ -188,9 +182,7 @@ def page_problems(path: Path) -> Iterator[str]:
 def page_bytes(page: Markup, path: Path) -> int:
     """The size of a page and of the local images that it shows, in bytes."""
     images = {local_file(address, path) for address in page.images} - {None}
-    return len(page.text.encode()) + sum(
-        image.stat().st_size for image in images if image and image.is_file()
-    )
+    return len(page.text.encode()) + sum(image.stat().st_size for image in images if image and image.is_file())
 
 
 def download_problems(page: Markup) -> Iterator[str]:
@@ -303,9 +295,7 @@ def math_problems(page: Page) -> Iterator[str]:
     if wrong.count():
         yield f"has a formula that MathJax does not understand: {wrong.first.get_attribute('data-mjx-error')}"
     page.evaluate("document.fonts.ready")
-    if not page.evaluate(
-        "[...document.fonts].some(f => f.family.startsWith('MJX') && f.status === 'loaded')"
-    ):
+    if not page.evaluate("[...document.fonts].some(f => f.family.startsWith('MJX') && f.status === 'loaded')"):
         yield "draws formulas without MathJax's fonts"
 
 

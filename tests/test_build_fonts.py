@@ -36,8 +36,7 @@ def bounding_boxes(letters):
 
 def faces(*families, licence="OFL-1.1"):
     return [
-        build_fonts.Face(name, f"@fontsource/{name}@5.0.0", 400, "normal", licence, f"(c) {name}")
-        for name in families
+        build_fonts.Face(name, f"@fontsource/{name}@5.0.0", 400, "normal", licence, f"(c) {name}") for name in families
     ]
 
 
@@ -175,9 +174,7 @@ def test_choose_spreads_over_families_and_repeats(shipped):
     letters = shipped["prototypes"][:40]
     listed = faces(*(f"f{i // 2}" for i in range(40)))
     chosen = build_fonts.choose(listed, [i % 2 for i in range(40)], letters, count=20)
-    assert (
-        len({listed[i].family for i in chosen}) >= 19
-    )  # one family may have lost its first face to a filter
+    assert len({listed[i].family for i in chosen}) >= 19  # one family may have lost its first face to a filter
     assert chosen == build_fonts.choose(listed, [i % 2 for i in range(40)], letters, count=20)
     assert chosen != sorted(chosen)
     with pytest.raises(ValueError, match="41 are wanted"):

@@ -159,10 +159,7 @@ def data(toy, tmp_path, monkeypatch):
 
 def is_toy(images, toy, split="train"):
     x, y = toy.x[split], toy.y[split]
-    return (
-        torch.equal((images.x * 255).round().byte(), torch.tensor(x)[:, None])
-        and images.y.tolist() == y.tolist()
-    )
+    return torch.equal((images.x * 255).round().byte(), torch.tensor(x)[:, None]) and images.y.tolist() == y.tolist()
 
 
 def one_sentence(error):
@@ -232,9 +229,7 @@ def test_gzip_truncated_or_damaged():
             gunzip(raw)
 
 
-@pytest.mark.parametrize(
-    ("images", "labels"), [((3, 4, 5), (2,)), ((3, 20), (3,)), ((3, 4, 5), (3, 1)), ((3,), (3,))]
-)
+@pytest.mark.parametrize(("images", "labels"), [((3, 4, 5), (2,)), ((3, 20), (3,)), ((3, 4, 5), (3, 1)), ((3,), (3,))])
 def test_images_and_labels_must_agree(images, labels):
     files = [gzip.compress(idx(np.ones(shape, np.uint8))) for shape in (images, labels)]
     with pytest.raises(ValueError, match=re.escape(f"got {list(images)} and {list(labels)}")):
@@ -289,9 +284,7 @@ def test_device(toy, data):
 @pytest.mark.parametrize("typed", ["minst", "MNIST", "mnist "])
 def test_unknown_name(typed):
     for ask in (load, available):
-        with pytest.raises(
-            ValueError, match=f"data set '{typed}' is unknown; did you mean 'mnist'"
-        ) as caught:
+        with pytest.raises(ValueError, match=f"data set '{typed}' is unknown; did you mean 'mnist'") as caught:
             ask(typed)
         assert all(name in str(caught.value) for name in DATASETS)
 
@@ -386,14 +379,9 @@ def test_all_mirrors_fail(toy, mirror, cache):
     text = str(caught.value)
     assert one_sentence(text)
     host = mirror.url.split("/")[2]
-    assert (
-        f"({host}: the file is damaged (wrong sha256); {host}: HTTP status 403; 127.0.0.1:9: no connection)"
-        in text
-    )
+    assert f"({host}: the file is damaged (wrong sha256); {host}: HTTP status 403; 127.0.0.1:9: no connection)" in text
     assert "ADVBOOK_DATA (unset)" in text
-    assert (
-        f"into Toy/raw there, put {', '.join(PurePosixPath(p).name for p in toy.raw)} from {urls[0]}" in text
-    )
+    assert f"into Toy/raw there, put {', '.join(PurePosixPath(p).name for p in toy.raw)} from {urls[0]}" in text
     assert not list(cache.rglob("*ubyte.gz"))
 
 
@@ -452,9 +440,7 @@ def test_no_room_for_the_cache(toy, mirror, cache):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # the images take 235 kB
     try:
-        with pytest.raises(
-            OSError, match=r"^toy: the cache .* cannot be written \(.+\); make that possible"
-        ) as caught:
+        with pytest.raises(OSError, match=r"^toy: the cache .* cannot be written \(.+\); make that possible") as caught:
             load("toy")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -482,13 +468,8 @@ def zipped(path, members):
 @pytest.fixture
 def packed(monkeypatch, tmp_path):
     """Two data sets in one zip, among names that would be dangerous if believed; the zip's bytes."""
-    pair = [
-        Toy(monkeypatch, name, "Toys/gzip", read_emnist, seed=seed)
-        for seed, name in enumerate(("one", "two"))
-    ]
-    inside = [
-        (str(PurePosixPath(path).relative_to("Toys")), raw) for toy in pair for path, raw in toy.raw.items()
-    ]
+    pair = [Toy(monkeypatch, name, "Toys/gzip", read_emnist, seed=seed) for seed, name in enumerate(("one", "two"))]
+    inside = [(str(PurePosixPath(path).relative_to("Toys")), raw) for toy in pair for path, raw in toy.raw.items()]
     hostile = [
         "../../escaped",
         str(tmp_path / "absolute"),
@@ -523,9 +504,7 @@ def test_zip_with_a_wrong_hash(packed, mirror, cache):
     (one, _), raw = packed
     mirror.answers["/gzip.zip"] = flipped(raw)
     one.register(mirrors=(mirror.url,))
-    with pytest.raises(
-        MissingData, match=rf"wrong sha256.*into Toys there, unzip gzip.zip from {mirror.url}"
-    ):
+    with pytest.raises(MissingData, match=rf"wrong sha256.*into Toys there, unzip gzip.zip from {mirror.url}"):
         load("one")
     assert not list(cache.rglob("*.gz"))
 
@@ -545,9 +524,7 @@ def test_zip_with_a_wrong_hash(packed, mirror, cache):
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_zip_with_a_wrong_member(packed, mirror, cache, tmp_path, damage, says):
     (one, two), _ = packed
-    members = [
-        (str(PurePosixPath(p).relative_to("Toys")), raw) for toy in (one, two) for p, raw in toy.raw.items()
-    ]
+    members = [(str(PurePosixPath(p).relative_to("Toys")), raw) for toy in (one, two) for p, raw in toy.raw.items()]
     raw = zipped(tmp_path / "wrong.zip", damage(members))
     mirror.answers["/gzip.zip"] = raw
     for toy in (one, two):
@@ -594,18 +571,14 @@ def test_command_fetch(toy, mirror, capsys):
     toy.register(mirrors=(mirror.url,))
     assert main(["fetch", "toy"]) == 0
     output = capsys.readouterr()
-    assert (
-        output.out == "toy train: 300 images, every file verified\ntoy test: 20 images, every file verified\n"
-    )
+    assert output.out == "toy train: 300 images, every file verified\ntoy test: 20 images, every file verified\n"
     assert "toy-train-images-idx3-ubyte.gz" in output.err  # the progress bar
     assert available("toy")
 
 
 def test_command_fails_in_one_sentence(toy, capsys):
     assert main(["fetch", "toy", "tou"]) == 1  # a name is checked before anything is fetched
-    assert capsys.readouterr().err.startswith(
-        "advbook.datasets: data set 'tou' is unknown; did you mean 'toy'?"
-    )
+    assert capsys.readouterr().err.startswith("advbook.datasets: data set 'tou' is unknown; did you mean 'toy'?")
     assert main(["fetch", "toy"]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert "advbook.datasets: toy: Toy/raw/toy-train-images-idx3-ubyte.gz is neither in" in last

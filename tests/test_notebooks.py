@@ -9,10 +9,11 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from checkout import CHAPTER, finish, last_line
+from checkout import CHAPTER, PAGE, finish, last_line
 from papermill.iorw import load_notebook_node
 
 from advbook import chapters, notebooks, store
+from advbook.experiments.off_manifold import OffManifold
 
 pytest_plugins = ["checkout"]
 
@@ -55,8 +56,9 @@ def test_other_notebooks_are_read_as_ever(tmp_path):
     assert json.loads(notebooks.handler.read(str(path)))["cells"][0]["source"] in ("1", ["1"])
 
 
-def test_papermill_starts_without_torch():
-    code = "import sys, advbook.notebooks; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("module", ["papermill.iorw", "advbook.notebooks"])
+def test_a_module_can_come_first_and_loads_no_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -80,45 +82,46 @@ def headings(path: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_other_parameters_give_other_rows_and_the_same_page(fresh, built, tmp_path):
-    home, outputs = tmp_path / "home", [tmp_path / "small.ipynb", tmp_path / "large.ipynb"]
-    found = []
-    for eps, output in zip(("0.1", "0.2"), outputs, strict=True):
-        status, text = finish(typed(fresh, home, output, "-p", "EPS", eps))
-        assert status == 0, text[-3000:]
-        (path,) = set(row_files(home)) - {path for path, _ in found}
-        found.append((path, json.loads(path.read_text())))
-
-    for (path, document), eps in zip(found, (0.1, 0.2), strict=True):
-        assert path.name.startswith("fonts-n400-")
-        assert (document["about"]["n"], document["about"]["eps"]) == (400, eps)
-    (_, small), (_, large) = found
-    assert small["rows"] != large["rows"]
-    assert small["arrays"] != large["arrays"]
-    assert len(list(home.glob("models/*.safetensors"))) == 1  # the network does not depend on the attack
-    assert (
-        headings(outputs[0]) == headings(outputs[1]) == headings(built.root / "book" / "chapters" / f"{CHAPTER}.ipynb")
-    )
-    assert "EPS = 0.2" in outputs[1].read_text()
+def test_other_parameters_give_other_rows_and_the_same_page(fresh, built, home, tmp_path):
+    output = tmp_path / "out.ipynb"
+    status, text = finish(typed(fresh, home, output, "-p", "EPS", "0.2"))
+    assert status == 0, text[-3000:]
+    (path,) = row_files(home)
+    document = json.loads(path.read_text())
+    assert path.name.startswith("fonts-n400-")
+    assert (document["about"]["n"], document["about"]["eps"]) == (400, 0.2)
+    assert headings(output) == headings(built.root / PAGE)
+    assert "EPS = 0.2" in output.read_text()
     assert not (fresh.root / ".advbook").exists()
+
+    OffManifold.of({**SMALL, "EPS": 0.1}).rows()
+    (other,) = set(row_files(home)) - {path}
+    assert json.loads(other.read_text())["rows"] != document["rows"]
+    assert len(list(home.glob("models/*.safetensors"))) == 1  # the network does not depend on the attack
+
+
+WRONG = {
+    ("NN", "3"): r"ParameterError: Unknown parameter NN: did you mean N\? Known are .*\.",
+    ("n", "400"): r"ParameterError: Unknown parameter n: did you mean N\? Known are .*\.",
+    ("EPS", "abc"): r"ParameterError: Parameter EPS = 'abc' is not allowed: it should be a valid number.*\.",
+    ("EPS", "-1"): r"ParameterError: Parameter EPS = -1 is not allowed: it should be greater .* 0\.",
+}
+
+
+@pytest.fixture(scope="module")
+def refused(fresh, tmp_path_factory) -> dict[tuple[str, str], tuple[int, str, Path]]:
+    """Exit status, output and home of each wrong call; they run side by side."""
+    homes = {pair: tmp_path_factory.mktemp("home") for pair in WRONG}
+    started = {pair: typed(fresh, home, home / "out.ipynb", "-p", *pair) for pair, home in homes.items()}
+    return {pair: (*finish(process), homes[pair]) for pair, process in started.items()}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("pairs", "sentence"),
-    [
-        (["NN", "3"], r"ParameterError: Unknown parameter NN: did you mean N\? Known are .*\."),
-        (["n", "400"], r"ParameterError: Unknown parameter n: did you mean N\? Known are .*\."),
-        (["EPS", "abc"], r"ParameterError: Parameter EPS = 'abc' is not allowed: it should be a valid number.*\."),
-        (["EPS", "-1"], r"ParameterError: Parameter EPS = -1 is not allowed: it should be greater .* 0\."),
-    ],
-    ids=" ".join,
-)
-def test_a_wrong_parameter_writes_no_row(fresh, tmp_path, pairs, sentence):
-    home = tmp_path / "home"
-    status, text = finish(typed(fresh, home, tmp_path / "out.ipynb", "-p", *pairs))
+@pytest.mark.parametrize("pair", WRONG, ids=" ".join)
+def test_a_wrong_parameter_writes_no_row(refused, pair):
+    status, text, home = refused[pair]
     assert status != 0
-    assert re.fullmatch(sentence, last_line(text)), text[-1500:]
+    assert re.fullmatch(WRONG[pair], last_line(text)), text[-1500:]
     assert row_files(home) == []
     assert not list(home.glob("models/*.safetensors"))
 

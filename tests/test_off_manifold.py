@@ -118,6 +118,7 @@ def test_the_second_call_reads_the_rows(home, monkeypatch):
     assert OffManifold(**TINY).rows().equals(first)
 
 
+@pytest.mark.slow
 def test_a_run_from_scratch_and_one_on_stored_networks_give_the_same_file_but_for_its_seconds(tmp_path, monkeypatch):
     files = []
     for name in ("one", "two", "two"):  # the third finds the networks of the second

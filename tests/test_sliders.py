@@ -102,9 +102,7 @@ def test_packed_classifier_equals_the_network(seed):
 def test_convolutions_of_any_shape(data):
     channels, out, height, width = (data.draw(st.integers(1, n)) for n in (4, 5, 9, 9))
     padding = data.draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))
-    kernel = tuple(
-        data.draw(st.integers(1, min(6, n + 2 * p))) for n, p in zip((height, width), padding, strict=True)
-    )
+    kernel = tuple(data.draw(st.integers(1, min(6, n + 2 * p))) for n, p in zip((height, width), padding, strict=True))
     stride = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
     bias = data.draw(st.booleans())
     torch.manual_seed(data.draw(st.integers(0, 99)))
@@ -117,9 +115,7 @@ def test_convolutions_of_any_shape(data):
 @pytest.mark.node
 def test_linear_relu_softmax_flatten():
     torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Flatten(), nn.Linear(15, 8, bias=False), nn.ReLU(), nn.Linear(8, 5), nn.Softmax(1)
-    )
+    network = nn.Sequential(nn.Flatten(), nn.Linear(15, 8, bias=False), nn.ReLU(), nn.Linear(8, 5), nn.Softmax(1))
     x = 50 * torch.randn(6, 3, 5)
     with torch.no_grad():
         assert largest(run_packed(network, x), network(x)) <= 1e-5
@@ -148,9 +144,7 @@ def test_parity_notices_other_weights_and_another_decoder():
 def test_prototypes_come_back_exactly():
     layers, weights = pack_fonts(blobs())
     z = torch.tensor([[0, 0, 0, 0, 1, 0, font, letter] for font in range(FONTS) for letter in range(CLASSES)])
-    (shown,) = run_js(
-        source("interpreter.js"), [net_job({"d": layers, "d_weights": weights}, "d", z.float())]
-    )
+    (shown,) = run_js(source("interpreter.js"), [net_job({"d": layers, "d_weights": weights}, "d", z.float())])
     assert largest(shown, torch.from_numpy(blobs()).view(-1, 1, 28, 28) / 255) <= 1e-6
 
 
@@ -163,8 +157,7 @@ def test_published_states_are_found_in_a_notebook(tmp_path):
         split = {k: v for k, v in model["state"].items() if isinstance(v, bytes | memoryview)}
         model["state"] = {k: v for k, v in model["state"].items() if k not in split}
         model["buffers"] = [
-            {"path": [k], "encoding": "base64", "data": base64.b64encode(v).decode()}
-            for k, v in split.items()
+            {"path": [k], "encoding": "base64", "data": base64.b64encode(v).decode()} for k, v in split.items()
         ] or model.get("buffers", [])
     notebook = nbformat.v4.new_notebook(metadata={"widgets": {WIDGET_STATE: {"state": saved}}})
     nbformat.write(notebook, tmp_path / "chapter.ipynb")

@@ -59,9 +59,7 @@ document.body.dataset.ready = "yes";
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=list(QUIET_FLAGS)
-        )
+        chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=list(QUIET_FLAGS))
         yield chromium
         chromium.close()
 
@@ -192,9 +190,7 @@ def test_the_model_moves_the_figure(figure):
     figure.evaluate(f"model.set('{name}', 0.4)")
     _settle(figure)
     assert _pixels(figure) != before
-    assert float(
-        figure.locator("input[type=range]").nth(0 if name == "t" else 2).input_value()
-    ) == pytest.approx(0.4)
+    assert float(figure.locator("input[type=range]").nth(0 if name == "t" else 2).input_value()) == pytest.approx(0.4)
 
 
 def test_walk_shows_live_picture_beside_precomputed_projection(walk):

@@ -65,7 +65,7 @@ def ascend(
     starts = start.flatten(0, 1)  # [P, ...] with P = R B pairs
     waiting = torch.arange(restarts * images, device=start.device)
     found = starts.clone()
-    value = torch.full(waiting.shape, -torch.inf, device=start.device)
+    value = torch.full(waiting.shape, -torch.inf, dtype=start.dtype, device=start.device)
     won, spent = torch.zeros_like(waiting, dtype=torch.bool), torch.zeros_like(waiting)
     pack, waiting = _enter(space, starts, waiting[:batch], images, rule), waiting[batch:]
     samples = 0
@@ -120,7 +120,7 @@ def _judge(
 def _enter(space: Space, starts: Tensor, pair: Tensor, images: int, rule: StepRule) -> Pack:
     """Pairs at their start points, clocks at zero."""
     u = space[pair % images].project(starts[pair])
-    lowest = torch.full(pair.shape, -torch.inf, device=u.device)
+    lowest = torch.full(pair.shape, -torch.inf, dtype=u.dtype, device=u.device)
     return (pair, torch.zeros_like(pair), u, u, lowest, *rule.start(u))
 
 

@@ -26,7 +26,7 @@ def linf_start(like: Tensor, radius: float, generator: torch.Generator) -> Tenso
     Most entries start well inside the cube. Source: released code of Stutz et al., CVPR 2019 ("uniform distance and
     direction" in the paper).
     """
-    direction = torch.randn(like.shape, generator=generator, device=generator.device).to(like.device)
-    length = torch.rand(len(like), generator=generator, device=generator.device).to(like.device)
+    direction = torch.randn(like.shape, generator=generator, device=generator.device).to(like)
+    length = torch.rand(len(like), generator=generator, device=generator.device).to(like)
     scale = radius * length / linf_norm(direction).clamp_min(torch.finfo(like.dtype).tiny)
     return direction * scale.view(-1, *[1] * (like.ndim - 1))

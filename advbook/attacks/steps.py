@@ -25,7 +25,7 @@ def adam(lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
     beta1, beta2 = betas
 
     def start(u: Tensor) -> State:
-        clock = torch.zeros(len(u), *[1] * (u.ndim - 1), device=u.device)
+        clock = torch.zeros(len(u), *[1] * (u.ndim - 1), dtype=u.dtype, device=u.device)
         return torch.zeros_like(u), torch.zeros_like(u), clock
 
     def update(state: State, gradient: Tensor) -> tuple[State, Tensor]:

@@ -77,7 +77,7 @@ class Parameters(BaseModel):
         there."""
         name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         try:
-            torch.zeros(0, device=name)
+            torch.zeros(1, device=name).item()
         except (RuntimeError, AssertionError):
             raise ParameterError(f"Parameter DEVICE = {name!r} is not a device of this machine.") from None
         return torch.device(name)

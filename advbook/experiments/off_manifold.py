@@ -300,8 +300,9 @@ def _schedule_row(
     assert theta is not None
     rows = rows[:50]
     query, context = setting.x_test[rows] + delta[rows], tuple(part[rows] for part in setting.context)
-    near = {}
+    near, state = {}, generator.get_state()
     for name, method in (("adam", adam_schedule), ("gauss_newton", levenberg_marquardt)):
+        generator.set_state(state)  # the same random starts for both
         near[name] = project(
             m, query, theta[rows], context, method=method, starts=p.starts, generator=generator, label=name
         ).distance
