@@ -53,7 +53,8 @@ def row_files(points: Sequence[Parameters]) -> list[Path]:
 
 
 def run(page: str, parameters: Mapping[str, Any], output: Path | None) -> None:
-    """Execute a notebook of nbs/ and, if it is complete, put it in its place; without output, its compute cells alone.
+    """Execute a notebook of nbs/ and, if it is complete, put it in its place; without output, its compute cells
+    alone.
 
     Raises PapermillExecutionError if a cell fails and DeadKernelError if the kernel dies; nothing is published then.
     """
@@ -78,7 +79,8 @@ def run(page: str, parameters: Mapping[str, Any], output: Path | None) -> None:
 
 def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """An executed notebook without what a reader does not need: papermill's stamps, progress bars, the injected
-    cell's input."""
+    cell's input.
+    """
     notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)

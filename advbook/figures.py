@@ -89,7 +89,8 @@ def _interval(axes: Axes, place: int, row: Mapping[Any, Any], quantity: str) -> 
 
 def pictures(columns: Mapping[str, np.ndarray], titles: Sequence[str]) -> Figure:
     """Images in a grid, a row a kind of picture, a column an example; differences (with negative values) in red and
-    blue."""
+    blue.
+    """
     with look():
         count = len(titles)
         figure, grid = plt.subplots(

@@ -1,8 +1,8 @@
 """FONTS: letters A-J under six affine parameters, a data manifold that is known exactly.
 
-An image is x = dec(theta; font, letter): a prototype letter, sampled through a 2 x 3 affine matrix A(theta).
-Rows follow the order of the original data set: font by font, the letter fastest, then the same block again with
-new parameters. A row depends on its index and the seed alone, so "the first N rows" never changes with N.
+An image is x = dec(theta; font, letter): a prototype letter, sampled through a 2 x 3 affine matrix A(theta). Rows
+follow the order of the original data set: font by font, the letter fastest, then the same block again with new
+parameters. A row depends on its index and the seed alone, so "the first N rows" never changes with N.
 
 Source: Stutz, Hein and Schiele, CVPR 2019, section 3.1 ("FONTS").
 """
@@ -76,9 +76,8 @@ def rows(split: Literal["train", "test"], n: int, *, seed: int = 0, device: torc
     """The first n rows of a split, theta uniform in its box.
 
     n: 1 to 960,000 (train) or 160,000 (test). The original draws all rows in one order, train before test, and so do
-    we:
-    for n <= 10,000 these are the letters of the first n / 10 fonts, one theta each.
-    Raises ValueError if n is out of range. Source: part of the released data preparation.
+    we: for n <= 10,000 these are the letters of the first n / 10 fonts, one theta each. Raises ValueError if n is out
+    of range. Source: part of the released data preparation.
     """
     size = {"train": TRAIN_ROWS, "test": TEST_ROWS}[split]
     if not 1 <= n <= size:
@@ -102,8 +101,7 @@ def affine(theta: Tensor, formula: Formula = "product") -> Tensor:
     """The matrix A(theta) = scale * [S R | shift] from output to input coordinates: [..., 6] -> [..., 2, 3].
 
     With S = [[1, hx], [hy, 1]] and R the rotation by r. "released" has the sign of the published code in the first
-    entry
-    (c - n hx instead of c + n hx), kept as a named variant. The shift is not scaled.
+    entry (c - n hx instead of c + n hx), kept as a named variant. The shift is not scaled.
     """
     tx, ty, hx, hy, s, r = theta.unbind(-1)
     c, n = r.cos(), r.sin()
@@ -130,8 +128,8 @@ def decode(theta: Tensor, font: Tensor, letter: Tensor, *, formula: Formula = "p
 def decode_with_jacobian(theta: Tensor, font: Tensor, letter: Tensor) -> tuple[Tensor, Tensor]:
     """dec(theta) and its derivative: [B, 6], [B], [B] -> images [B, 1, 28, 28], Jacobian [B, 784, 6].
 
-    A pixel depends on its own sampling point alone, so one backward pass gives all pixels' derivatives by their points;
-    the chain rule through A(theta) does the rest.
+    A pixel depends on its own sampling point alone, so one backward pass gives all pixels' derivatives by their
+    points; the chain rule through A(theta) does the rest.
     """
     letters = prototypes(theta.device)[font, letter][:, None]
     slope = vmap(jacfwd(affine))(theta)  # [B, 2, 3, 6]

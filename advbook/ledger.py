@@ -1,9 +1,8 @@
 """Rows: every number of the book comes from one. A grid point's rows are one file, written once.
 
 A row file is JSON: the point's parameters, the experiment's version, device and seconds, and its rows with a
-checksum. Per-image values
-lie in array files named by their hash, which a row file may name. Rows that are published with the book lie in
-book/results.
+checksum. Per-image values lie in array files named by their hash, which a row file may name. Rows that are published
+with the book lie in book/results.
 """
 
 from __future__ import annotations

@@ -16,15 +16,16 @@ def error(logits: Tensor, y: Tensor) -> float:
 def success_average(success: Tensor, correct: Tensor) -> float:
     """Successful (restart, image) pairs among those of correctly classified images: [R, B] bool, [B] bool -> 0 to 1.
 
-    This is how the paper's released code counts; NaN if no image is classified correctly.
-    Source: Stutz et al., CVPR 2019, released evaluation.
+    This is how the paper's released code counts; NaN if no image is classified correctly. Source: Stutz et al., CVPR
+    2019, released evaluation.
     """
     return float(success[:, correct].double().mean())
 
 
 def success_worst(success: Tensor, correct: Tensor) -> float:
     """Correctly classified images that at least one restart fools: [R, B] bool, [B] bool -> 0 to 1; at least the
-    average."""
+    average.
+    """
     return float(success[:, correct].any(0).double().mean())
 
 
@@ -38,9 +39,9 @@ def interval(
 ) -> tuple[float, float, float]:
     """A statistic over seeds and images with its bootstrap interval: [S, B] -> (value, low, high).
 
-    Seeds and images are drawn with replacement, each on its own, since every seed sees the same images (the pigeonhole
-    bootstrap; Owen, 2007). NaN marks an image that does not count for a seed. statistic: of an array along axis=-1,
-    ignoring NaN. NaN three times if nothing counts.
+    Seeds and images are drawn with replacement, each on its own, since every seed sees the same images (the
+    pigeonhole bootstrap; Owen, 2007). NaN marks an image that does not count for a seed. statistic: of an array along
+    axis=-1, ignoring NaN. NaN three times if nothing counts.
     """
     if not np.isfinite(values).any():
         return (np.nan, np.nan, np.nan)

@@ -18,11 +18,12 @@ def cnn(
     colours: int = 1,
     generator: torch.Generator,
 ) -> nn.Sequential:
-    """The papers' standard classifier: 4 x 4 convolutions of stride 2 with batch norm and ReLU, then two linear layers.
+    """The papers' standard classifier: 4 x 4 convolutions of stride 2 with batch norm and ReLU, then two linear
+    layers.
 
-    There is no non-linearity between the two linear layers, as in the released code, and batch norm stands before ReLU,
-    as there (the paper's text names them the other way round).
-    Source: Stutz et al., CVPR 2019, section 3.1, and its released code.
+    There is no non-linearity between the two linear layers, as in the released code, and batch norm stands before
+    ReLU, as there (the paper's text names them the other way round). Source: Stutz et al., CVPR 2019, section 3.1,
+    and its released code.
     """
     layers: list[nn.Module] = []
     width = colours

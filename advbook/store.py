@@ -27,7 +27,8 @@ CHECKOUT = Path(__file__).parents[1]
 
 def home() -> Path:
     """Where networks and rows are kept: ADVBOOK_HOME, else .advbook in the checkout (or in the current folder without
-    one)."""
+    one).
+    """
     default = (CHECKOUT if (CHECKOUT / "_toc.yml").exists() else Path.cwd()) / ".advbook"
     return Path(os.environ.get("ADVBOOK_HOME") or default).expanduser()
 

@@ -12,8 +12,8 @@ from tqdm import tqdm
 class Schedule(BaseModel):
     """The papers' schedule: Adam, learning rate lr * decay^(epochs done), batches of 100, 20 epochs.
 
-    The rate falls with every batch, and the exponent starts at one, as in the released code.
-    Source: Stutz et al., CVPR 2019, section 3.1, and its released code.
+    The rate falls with every batch, and the exponent starts at one, as in the released code. Source: Stutz et al.,
+    CVPR 2019, section 3.1, and its released code.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,8 +41,7 @@ def normal(
     """Normal training: minimize the cross-entropy on clean images; changes the network in place and returns it.
 
     x: [N, C, H, W]; y: [N]. An epoch is a random order of the rows; its last batch is filled up from the order's
-    beginning.
-    generator: draws the orders. Raises FloatingPointError if the loss is not finite.
+    beginning. generator: draws the orders. Raises FloatingPointError if the loss is not finite.
     """
     optimizer = torch.optim.Adam(network.parameters(), betas=(0.5, 0.9), weight_decay=schedule.weight_decay, fused=True)
     batches = -(-len(x) // schedule.batch)

@@ -14,17 +14,15 @@
 # # Regular adversarial examples leave the manifold
 #
 # **The claim** ({cite:t}`stutz2019disentangling`, section 3.2): *regular adversarial examples leave the data
-# manifold,
-# and they leave it almost orthogonally: their distance to the manifold is nearly the whole size of the perturbation.*
+# manifold, and they leave it almost orthogonally: their distance to the manifold is nearly the whole size of the
+# perturbation.*
 #
 # **Why one might doubt it.** Images live in a space of many dimensions, and the manifold has few. In such a space
-# *any*
-# direction is almost orthogonal to the manifold, a random one too. So "almost orthogonally" may say nothing about
-# adversarial examples: it may only count dimensions. And the released code of the paper, as published, does not
-# really
-# compute the distance: the step that should search for the nearest point is switched off, so that it always returns
-# the original image. The statement that projections "are almost always the original test images" is then true by
-# construction. Here the search is run for real.
+# *any* direction is almost orthogonal to the manifold, a random one too. So "almost orthogonally" may say nothing
+# about adversarial examples: it may only count dimensions. And the released code of the paper, as published, does not
+# really compute the distance: the step that should search for the nearest point is switched off, so that it always
+# returns the original image. The statement that projections "are almost always the original test images" is then true
+# by construction. Here the search is run for real.
 
 # %% tags=["parameters"]
 DATASET: str = "fonts"  # data set: fonts, mnist, fashion_mnist, emnist
@@ -51,12 +49,11 @@ PROFILE: str = "own"  # a name for this run, printed at the end of the page
 # \mathcal L(f(x + \delta), y),$$
 #
 # with the cross-entropy $\mathcal L$. The attack is the paper's: Adam with a small learning rate, several restarts
-# from random points, and each
-# (image, restart) pair stops as soon as the classifier errs. Only images that $f$ classifies correctly count.
+# from random points, and each (image, restart) pair stops as soon as the classifier errs. Only images that $f$
+# classifies correctly count.
 #
-# On FONTS the manifold is known. An image is $x = \mathrm{dec}(\theta)$: a letter of a font, moved by six
-# numbers $\theta$ (shift, shear, scale, rotation) within known limits. The **projection** of $\tilde x$ and its
-# distance are
+# On FONTS the manifold is known. An image is $x = \mathrm{dec}(\theta)$: a letter of a font, moved by six numbers
+# $\theta$ (shift, shear, scale, rotation) within known limits. The **projection** of $\tilde x$ and its distance are
 #
 # $$
 # \begin{aligned}
@@ -66,20 +63,18 @@ PROFILE: str = "own"  # a name for this run, printed at the end of the page
 # $$
 #
 # with font and letter held fixed. The problem is not convex. So the search starts at the original $\theta$ and,
-# besides, at the
-# best of many random $\theta$, and takes damped Gauss-Newton steps; the nearest result counts.
+# besides, at the best of many random $\theta$, and takes damped Gauss-Newton steps; the nearest result counts.
 #
 # Where the manifold is not known, it is **approximated** by the span of the nearest training images, centred at $x$:
 # $\mathrm{dist}$ is then what least squares leaves of $\delta$.
 #
 # We look at three quantities: the distance; the **ratio** $\mathrm{dist}(\tilde x) / \|\delta\|_2$, which is 1 when
-# nothing of $\delta$ lies along the
-# manifold; and the **angle** between $\delta$ and the manifold's tangent space at $x$, which is 90 degrees when
-# $\delta$ is orthogonal to it.
+# nothing of $\delta$ lies along the manifold; and the **angle** between $\delta$ and the manifold's tangent space at
+# $x$, which is 90 degrees when $\delta$ is orthogonal to it.
 #
 # **The controls** are perturbations of the same images with the same norm that know nothing of the network: random
-# signs, Gaussian noise, and a
-# random move *on* the manifold. The last must come out at distance zero, else the projection does not work.
+# signs, Gaussian noise, and a random move *on* the manifold. The last must come out at distance zero, else the
+# projection does not work.
 #
 # **The rule**, fixed before the run. *Leaves*: on the true manifold the median ratio is at least 0.9; on an
 # approximate one the distance is at least 1.5 times that of a move along the data. *Almost orthogonally, beyond
@@ -146,16 +141,14 @@ glue("scope", pages.scope(p, rows), display=False)
 # %% [markdown]
 # ## Experiment
 #
-# This page: {glue:text}`dataset`, {glue:text}`seeds` networks trained on {glue:text}`n` images each
-# (test error {glue:text}`error`), {glue:text}`images` test images attacked with $\epsilon$ = {glue:text}`eps`;
-# {glue:text}`scope`.
-# This is a small run: the paper trained 5 networks and attacked 1,000 images with 5 restarts.
+# This page: {glue:text}`dataset`, {glue:text}`seeds` networks trained on {glue:text}`n` images each (test error
+# {glue:text}`error`), {glue:text}`images` test images attacked with $\epsilon$ = {glue:text}`eps`;
+# {glue:text}`scope`. For comparison: the paper trained 5 networks and attacked 1,000 images with 5 restarts.
 #
 # The attack succeeds on {glue:text}`average_adversarial` of all (image, restart) pairs, which is how the paper
-# counts, and on
-# {glue:text}`worst_adversarial` of the images if any of {glue:text}`restarts` restarts may succeed. That leaves
-# {glue:text}`count` adversarial examples, one an image
-# and network: the first restart that succeeds. (The paper counted pairs, so that one image could enter five times.)
+# counts, and on {glue:text}`worst_adversarial` of the images if any of {glue:text}`restarts` restarts may succeed.
+# That leaves {glue:text}`count` adversarial examples, one an image and network: the first restart that succeeds. (The
+# paper counted pairs, so that one image could enter five times.)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "From top to bottom: test images, their adversarial examples, the difference (red brightens, blue darkens), and the projection of the adversarial example onto the manifold. The title gives the label and what the network says of the example.", "name": "fig-examples"}, "image": {"alt": "Rows of small pictures: letters, the same letters with faint noise, the noise alone in red and blue, and clean letters again, which are the projections."}}
 if examples:
@@ -180,13 +173,13 @@ else:
 figures.histograms(shown, "distance", off_manifold.EDGES["distance"], "distance to the manifold")
 
 # %% [markdown]
-# The median ratio of the adversarial examples is {glue:text}`ratio`: so much of the perturbation's size is distance to the
-# manifold. The on-manifold move of the same size has {glue:text}`ratio_move`.
+# The median ratio of the adversarial examples is {glue:text}`ratio`: so much of the perturbation's size is distance
+# to the manifold. The on-manifold move of the same size has {glue:text}`ratio_move`.
 #
-# Now the control that matters: random signs of the same size have the ratio {glue:text}`ratio_random`. Compare both with
-# what counting dimensions gives. Of a random direction in {glue:text}`pixels` dimensions, a flat manifold of
-# {glue:text}`dimensions` leaves $\sqrt{1 - k/d}$ = {glue:text}`chance`. (Images are clipped to $[0, 1]$, so that noise is not quite
-# free in its direction; the control has the same clipping, the formula has not.)
+# Now the control that matters: random signs of the same size have the ratio {glue:text}`ratio_random`. Compare both
+# with what counting dimensions gives. Of a random direction in {glue:text}`pixels` dimensions, a flat manifold of
+# {glue:text}`dimensions` leaves $\sqrt{1 - k/d}$ = {glue:text}`chance`. (Images are clipped to $[0, 1]$, so that
+# noise is not quite free in its direction; the control has the same clipping, the formula has not.)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The ratio of distance to size, by kind of perturbation; bars are 95 % intervals over networks and images. The dotted line is what counting dimensions predicts for a random direction.", "name": "fig-ratio"}, "image": {"alt": "A dot with an interval for each kind of perturbation. A dotted line marks chance."}}
 enlarged = shown[shown.kind != "on-manifold move"]
@@ -197,17 +190,17 @@ for verdict in p.verdicts(rows):
     display(pages.verdict(verdict))
 
 # %% [markdown]
-# The second verdict decides what "almost orthogonally" means. Unless it says *supported*, the runs do not show that the
-# adversarial direction is more orthogonal to the manifold than random signs are. Then the word describes the space, not
-# the attack: a network need not *choose* to leave the manifold, for there is hardly another way to go.
+# The second verdict decides what "almost orthogonally" means. Unless it says *supported*, the runs do not show that
+# the adversarial direction is more orthogonal to the manifold than random signs are. Then the word describes the
+# space, not the attack: a network need not *choose* to leave the manifold, for there is hardly another way to go.
 #
 # ## Does the projection return to the image?
 #
-# The paper says that projections are almost always the original images. Here the projection of an adversarial example lies
-# {glue:text}`moved` of $\|\delta\|_2$ away from $x$ in the median, and within a tenth of it for {glue:text}`returned` of the
-# examples. The part of $\delta$ that lies along the manifold, however small, shifts the nearest point. The angle to the tangent
-# space says the same in another way: its median is {glue:text}`angle` degrees for adversarial examples and
-# {glue:text}`angle_random` for random signs.
+# The paper says that projections are almost always the original images. Here the projection of an adversarial example
+# lies {glue:text}`moved` of $\|\delta\|_2$ away from $x$ in the median, and within a tenth of it for
+# {glue:text}`returned` of the examples. The part of $\delta$ that lies along the manifold, however small, shifts the
+# nearest point. The angle to the tangent space says the same in another way: its median is {glue:text}`angle` degrees
+# for adversarial examples and {glue:text}`angle_random` for random signs.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Angle between the perturbation and the manifold.", "name": "fig-angle"}, "image": {"alt": "Histograms of the angle to the manifold. One line for each kind of perturbation; 90 degrees is orthogonal."}}
 figures.histograms(shown, "angle", off_manifold.EDGES["angle"], "angle to the manifold in degrees")
@@ -229,18 +222,17 @@ pages.table(
 )
 
 # %% [markdown]
-# *Medians over all examples: size is $\|\delta\|_2$, moved is $\|\pi(\tilde x) - x\|_2 / \|\delta\|_2$, returns is the
-# share of examples for which it is at most a tenth. "True" is the decoder's manifold, "neighbours" the span of the nearest training images.
-# On FONTS both are measured on the same images, so the table also
-# says how crude the approximation is: a move that stays on the true manifold should have distance zero, and in the
-# span of neighbours it does not.*
+# *Medians over all examples: size is $\|\delta\|_2$, moved is $\|\pi(\tilde x) - x\|_2 / \|\delta\|_2$, returns is
+# the share of examples for which it is at most a tenth. "True" is the decoder's manifold, "neighbours" the span of
+# the nearest training images. On FONTS both are measured on the same images, so the table also says how crude the
+# approximation is: a move that stays on the true manifold should have distance zero, and in the span of neighbours it
+# does not.*
 #
 # ## Move it yourself
 #
 # **On the manifold.** The six sliders are $\theta$. Letter, font and transformation make an image, and the classifier
-# of this page (its first network) reads it, all in your browser.
-# Find a $\theta$ that it misreads: that is an adversarial example *on* the manifold, and the subject of the next
-# chapter.
+# of this page (its first network) reads it, all in your browser. Find a $\theta$ that it misreads: that is an
+# adversarial example *on* the manifold, and the subject of the next chapter.
 
 # %% tags=["remove-input"]
 SOME_FONTS = 32
@@ -272,8 +264,8 @@ if examples:
 # ## Other data
 #
 # On real images the manifold is not known, and only the span of neighbours is left. The rows below come with the
-# book; they were computed with a larger
-# profile and are not part of this run. Where one is missing, it was not computed.
+# book; they were computed with a larger profile and are not part of this run. Where one is missing, it was not
+# computed.
 
 # %% tags=["remove-input"]
 published = ledger.published(OffManifold.experiment)
@@ -297,10 +289,10 @@ if published:
 #   code's own schedule (Adam, 100 steps) and with ours, from the same starts on the same examples.
 # - **The attack.** By today's standard it is weak: Adam moves a pixel by about .005 a step, in all less than the
 #   default $\epsilon$. Steps along the gradient's sign, of $2.5\,\epsilon/\text{steps}$ each, succeed on
-#   {glue:text}`average_sign_steps` of pairs ({glue:text}`worst_sign_steps` of images). They stand in the table above as
-#   "sign steps", so that one sees whether the verdict hangs on the attack.
-# - **On the manifold.** On FONTS $\theta$ itself can be attacked: the next chapter's subject, and here a check against the
-#   paper's number.
+#   {glue:text}`average_sign_steps` of pairs ({glue:text}`worst_sign_steps` of images). They stand in the table above
+#   as "sign steps", so that one sees whether the verdict hangs on the attack.
+# - **On the manifold.** On FONTS $\theta$ itself can be attacked: the next chapter's subject, and here a check
+#   against the paper's number.
 
 # %% tags=["remove-input"]
 if known:

@@ -14,11 +14,9 @@
 # # The claims and their verdicts
 #
 # Every line is computed from rows of the ledger: a statistic with its 95 % interval, against a threshold that was
-# fixed
-# before the run. *Supported* means that the whole interval reaches the threshold, *not supported* that none of it
-# does,
-# *undecided* that it lies across. A claim that fails here fails in our runs: other fonts, smaller budgets, one
-# machine.
+# fixed before the run. *Supported* means that the whole interval reaches the threshold, *not supported* that none of
+# it does, *undecided* that it lies across. A claim that fails here fails in our runs: other fonts, smaller budgets,
+# one machine.
 
 # %% tags=["parameters"]
 ROWS: list = []  # row files of this build, relative to the ledger's folder; none: all that were ever computed here

@@ -153,7 +153,7 @@ def test_provenance_names_profile_device_time_version_and_a_command_that_is_vali
         "version 1",
     ):
         assert words in text
-    command = re.search(r"^papermill (\S+) out\.ipynb -p N (\d+)$", text, re.M)
+    command = re.search(r"^papermill (\S+) out\.ipynb (?:-p \w+ \w+ )*-p N (\d+)$", text, re.M)
     assert command
     assert (store.CHECKOUT / command[1]).is_file()
     assert OffManifold.of({"N": int(command[2])}).n > P.n

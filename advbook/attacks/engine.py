@@ -1,7 +1,7 @@
 """The one ascent loop: every gradient attack of the book maximizes objective(f(g(u)), target) over a space of u.
 
-Restarts and images are packed together as pairs. A batch holds only pairs that still stand: a pair that is won, or has
-spent its steps, leaves, and the next one takes its place.
+Restarts and images are packed together as pairs. A batch holds only pairs that still stand: a pair that is won, or
+has spent its steps, leaves, and the next one takes its place.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Pack = tuple[Tensor, ...]  # pair, clock, u, best u, best value, and the step ru
 class Ascent:
     """What the loop found for R restarts of B images.
 
-    u: [R, B, ...] the first winning iterate, or, where nothing was won, the one of largest objective;
-    won: [R, B] bool; value: [R, B] objective at u; steps: [R, B] gradient steps taken before the pair left;
-    forwards: samples sent through f, divided by B: the cost per input, which does not depend on the machine.
+    u: [R, B, ...] the first winning iterate, or, where nothing was won, the one of largest objective; won: [R, B]
+    bool; value: [R, B] objective at u; steps: [R, B] gradient steps taken before the pair left; forwards: samples
+    sent through f, divided by B: the cost per input, which does not depend on the machine.
     """
 
     u: Tensor
@@ -53,11 +53,10 @@ def ascend(
 
     f: images to outputs, e.g. logits [b, K]; space: B rows; target: [B, ...] (labels, say); start: [R, B, ...];
     steps: gradient steps a pair may take, so that f sees it steps + 1 times; win(output, target) -> [b] bool: a pair
-    stops
-    at its first win (for success rates), and without `win` none stops and the best objective is kept (for training,
-    confidence and distances). What is judged is the projected iterate, as it is returned.
-    batch: pairs in work at a time; label: text of the progress bar, none without it.
-    Raises ValueError if steps < 0, or if the objective is not finite (a network that returns NaN).
+    stops at its first win (for success rates), and without `win` none stops and the best objective is kept (for
+    training, confidence and distances). What is judged is the projected iterate, as it is returned. batch: pairs in
+    work at a time; label: text of the progress bar, none without it. Raises ValueError if steps < 0, or if the
+    objective is not finite (a network that returns NaN).
     """
     if steps < 0:
         raise ValueError(f"steps = {steps}: an attack takes zero or more gradient steps.")

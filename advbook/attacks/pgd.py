@@ -44,9 +44,9 @@ def pgd_linf(
     """Regular adversarial examples: max over |delta|_inf <= eps of the cross-entropy, each pair until its first
     success.
 
-    x: [B, C, H, W]; y: [B]. rule: the step rule, Adam with learning rate .005 by default, which travels
-    about .005 a step in a pixel. The first restart starts like the others, from a random point (norms.linf_start).
-    Raises ValueError if eps < 0, steps < 0 or restarts < 1. Source: Stutz et al., CVPR 2019, equation (1).
+    x: [B, C, H, W]; y: [B]. rule: the step rule, Adam with learning rate .005 by default, which travels about .005 a
+    step in a pixel. The first restart starts like the others, from a random point (norms.linf_start). Raises
+    ValueError if eps < 0, steps < 0 or restarts < 1. Source: Stutz et al., CVPR 2019, equation (1).
     """
     _check("eps", eps, 0)
     return _first_success(f, Pixels(x, linf_ball(eps)), x, y, eps, steps, restarts, rule, generator, label)

@@ -31,7 +31,8 @@ class Space(Protocol):
 class Pixels:
     """g(delta) = x + delta with delta in a ball and x + delta in [0, 1].
 
-    x: [B, C, H, W]; ball: projection onto the norm's ball. For L-inf one pass of ball and box is the exact projection.
+    x: [B, C, H, W]; ball: projection onto the norm's ball. For L-inf one pass of ball and box is the exact
+    projection.
     """
 
     x: Tensor
@@ -53,8 +54,8 @@ class Pixels:
 class Latent:
     """g(zeta) = dec(z + zeta) with zeta in a ball and z + zeta in [low, high].
 
-    z: [B, D]; decode(z, *context) -> [B, C, H, W]; context: tensors of one row each (font and letter, say);
-    low, high: [D]. Source: Stutz et al., CVPR 2019, equation (3).
+    z: [B, D]; decode(z, *context) -> [B, C, H, W]; context: tensors of one row each (font and letter, say); low,
+    high: [D]. Source: Stutz et al., CVPR 2019, equation (3).
     """
 
     z: Tensor

@@ -1,5 +1,6 @@
 """Step rules: (state, gradient) -> (state, step). The state's tensors have one row per pair, so that pairs can be
-packed."""
+packed.
+"""
 
 from __future__ import annotations
 

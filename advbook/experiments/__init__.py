@@ -58,7 +58,8 @@ class Parameters(BaseModel):
     @classmethod
     def of_notebook(cls, names: Mapping[str, Any]) -> Self:
         """From a notebook's globals(): its parameters, and every name that papermill injected, so that none goes
-        unseen."""
+        unseen.
+        """
         injected = [cell for cell in names.get("In", []) if cell.startswith("# Parameters\n")]
         assigned = re.findall(r"^(\w+) = ", injected[-1], re.MULTILINE) if injected else []
         known = [field.upper() for field in cls.model_fields if field.upper() in names]
@@ -74,7 +75,8 @@ class Parameters(BaseModel):
 
     def torch_device(self) -> torch.device:
         """The device to compute on; "auto" takes a GPU if there is one. Raises ParameterError for one that is not
-        there."""
+        there.
+        """
         name = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         try:
             torch.zeros(1, device=name).item()

@@ -96,12 +96,9 @@ class OffManifold(Parameters):
     def verdicts(rows: pd.DataFrame) -> list[Verdict]:
         """The chapter's two claims against their thresholds, from the rows of one data set.
 
-        1. Regular adversarial examples leave the manifold: on the true one, the median distance is at least .9 |delta|;
-        on the
-        approximate one, at least 1.5 times that of a move along the data. 2. They leave it more orthogonally than
-        chance:
-        the
-        distance is at least that of random signs of the same norm on the same image.
+        1. Regular adversarial examples leave the manifold: on the true one, the median distance is at least .9
+        |delta|; on the approximate one, at least 1.5 times that of a move along the data. 2. They leave it more
+        orthogonally than chance: the distance is at least that of random signs of the same norm on the same image.
         """
         known = bool((rows.manifold == "true").any())
         by_kind = {row["kind"]: row for row in pooled(rows, "true" if known else "neighbours").to_dict("records")}
@@ -200,8 +197,7 @@ def controls(setting: Setting, delta: Tensor, generator: torch.Generator) -> dic
     each.
 
     Random signs and Gaussian noise are clipped to [0, 1] like an attack. The on-manifold move changes theta along a
-    random
-    direction; on real data it goes towards the nearest held-out image of the class.
+    random direction; on real data it goes towards the nearest held-out image of the class.
     """
     x = setting.x_test
 

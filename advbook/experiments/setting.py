@@ -44,7 +44,8 @@ def train_size(dataset: Dataset) -> int:
 
 def load(dataset: Dataset, n: int, subset: Subset, images: int, device: torch.device) -> Setting:
     """The first (or random) n training images, the first `images` of the test set to attack, and the next ones held
-    out."""
+    out.
+    """
     return (_fonts if dataset == "fonts" else _real)(dataset, n, subset, images, device)
 
 

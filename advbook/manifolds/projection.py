@@ -1,8 +1,8 @@
 """How far an image lies from a manifold: projections onto the true one, onto neighbours' spans, onto tangent spaces.
 
 The true manifold is {dec(z)}: z is really optimized, from several starts. The released code of the paper has its
-backward
-and step lines commented out, so that its projection is the original image by construction; nothing here does that.
+backward and step lines commented out, so that its projection is the original image by construction; nothing here does
+that.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tqdm import tqdm
 class Manifold:
     """A manifold {dec(z; context) : low <= z <= high} with its derivative.
 
-    decode(z, *context) -> images [P, C, H, W]; linearize(z, *context) -> images and Jacobian [P, pixels, D];
-    z: [P, D]; context: tensors [P] that stay fixed (font and letter, say); low, high: [D].
+    decode(z, *context) -> images [P, C, H, W]; linearize(z, *context) -> images and Jacobian [P, pixels, D]; z: [P,
+    D]; context: tensors [P] that stay fixed (font and letter, say); low, high: [D].
     """
 
     decode: Callable[..., Tensor]
@@ -61,8 +61,7 @@ def project(
     """Minimize |dec(z) - target| from the given codes (the first start) and from `starts` random ones.
 
     target: [B, C, H, W]; z: [B, D]; context: tensors [B]. Of `candidates` uniform points of the box those nearest to
-    the
-    target become random starts, since far ones end in local minima. batch: images in work at a time.
+    the target become random starts, since far ones end in local minima. batch: images in work at a time.
     """
     parts = []
     batches = torch.arange(len(z), device=z.device).split(batch)
@@ -95,8 +94,8 @@ def levenberg_marquardt(
 ) -> Projection:
     """Minimize |dec(z) - target|^2 over the box by damped Gauss-Newton steps, every pair with its own damping.
 
-    target: [B, C, H, W]; start: [S, B, D]; context: tensors [B]. A step is kept only if it comes nearer.
-    Coordinates that a bound blocks are held still, so that the others can move along the bound.
+    target: [B, C, H, W]; start: [S, B, D]; context: tensors [B]. A step is kept only if it comes nearer. Coordinates
+    that a bound blocks are held still, so that the others can move along the bound.
     """
     low, high, starts = manifold.low, manifold.high, len(start)
     context = tuple(part.repeat(starts) for part in context)
@@ -203,8 +202,8 @@ def neighbours(query: Tensor, train: Tensor, k: int, *, batch: int = 256) -> Ten
 def off_neighbours(query: Tensor, x: Tensor, train: Tensor, *, k: int = 50, batch: int = 256) -> tuple[Tensor, Tensor]:
     """Residual of query - x outside the span of its k nearest training images, centred at x, and its length.
 
-    query, x: [B, C, H, W]; train: [N, C, H, W] -> residual [B, C, H, W], distance [B].
-    Source: Stutz et al., CVPR 2019, section 3.2 (least squares on 50 neighbours).
+    query, x: [B, C, H, W]; train: [N, C, H, W] -> residual [B, C, H, W], distance [B]. Source: Stutz et al., CVPR
+    2019, section 3.2 (least squares on 50 neighbours).
     """
     nearest = neighbours(query, train, k)
     flat, centre = train.flatten(1), x.flatten(1)
