@@ -108,7 +108,8 @@ def _profile(name: str) -> dict[str, list[dict[str, Any]]]:
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, PapermillExecutionError):
-        return f"{error.ename}: {error.evalue}"
+        expected = error.ename in {"ParameterError", "MissingData", "DamagedData", "OSError"}
+        return str(error.evalue) if expected else f"{error.ename}: {error.evalue}"
     if isinstance(error, DeadKernelError):
         return (
             "The kernel died (out of memory, or killed). Run the command again: all that was finished before is kept."
