@@ -23,7 +23,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTER = "01_off_manifold_distance"
 PAGE = f"book/chapters/{CHAPTER}.ipynb"
-IGNORED = (".git", ".venv", ".advbook", ".snakemake", "_build", "chapters", "__pycache__", "*.egg-info", ".*_cache")
+IGNORED = (
+    ".git",
+    ".venv",
+    ".advbook",
+    ".snakemake",
+    "_build",
+    "chapters",
+    "__pycache__",
+    "*.egg-info",
+    ".*_cache",
+    ".hypothesis",
+)
 OURS = ("ADVBOOK_HOME", "ADVBOOK_DATA", "MAKEFLAGS", "MFLAGS", "MAKELEVEL")  # what a caller's shell must not add
 PATIENCE = 240  # seconds for one command on a busy machine
 

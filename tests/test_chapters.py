@@ -352,12 +352,12 @@ def test_a_cell_that_fails_leaves_the_earlier_page(built, tmp_path):
     notebook.write_text(text.replace('# %% tags=["remove-cell"]\nimport numpy', failing))
 
     status, output = tree.python("-m", "advbook.chapters", "page", CHAPTER, "--profile", "tiny")
-    assert (status, last_line(output)) == (1, "advbook: OSError: the disk is gone")
+    assert (status, last_line(output)) == (1, "advbook: the disk is gone")
     assert (tree.root / PAGE).read_bytes() == before
 
     status, output = tree.run(*tree.snakemake("pages"))
     assert status != 0
-    assert "advbook: OSError: the disk is gone" in output
+    assert "advbook: the disk is gone" in output
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     for name in ("_build/html/index.html", "_build/advbook-site.zip"):
         assert (tree.root / name).read_bytes() == (built.root / name).read_bytes()
