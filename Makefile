@@ -14,7 +14,7 @@ CORES ?= all
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) torch==2.13.0)
-SET := $(if $(DATASET),DATASET=$(DATASET)) $(if $(N),N=$(N))
+SET := $(if $(DATASET),DATASET=$(DATASET)) $(if $(N),SET_N=$(N))
 FLAGS := --profile $(PROFILE) $(if $(DATASET),-p DATASET $(DATASET)) $(if $(N),-p N $(N))
 # Snakemake's own lock and marks of unfinished files are not needed: see the Snakefile.
 RUN = $(BIN)/snakemake --quiet host rules --rerun-triggers mtime input --nolock --ignore-incomplete --cores $(CORES) $(SNAKEMAKE)

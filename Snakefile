@@ -6,11 +6,12 @@
 import sys
 from pathlib import Path
 
-from advbook import chapters
+from advbook import chapters, ledger
 
 BIN = Path(sys.executable).parent
 PROFILE = str(config.get("profile", "quick"))
-OVERRIDES = {name: value for name, value in config.items() if name.isupper()}
+# Snakemake takes no name of a single letter, so N may come as SET_N.
+OVERRIDES = {name.removeprefix("SET_"): value for name, value in config.items() if name.isupper()}
 FLAGS = " ".join(["--profile", PROFILE, *(f"-p {name} {value}" for name, value in OVERRIDES.items())])
 try:
     PLAN = chapters.plan(PROFILE, OVERRIDES)
@@ -22,6 +23,8 @@ POINTS = {
     for chapter, points in PLAN.items()
     for index, path in enumerate(chapters.row_files(points))
 }
+for path in POINTS:
+    ledger.read(Path(path))  # sets a damaged file aside, so that it counts as missing below
 SHOWN = {chapter: [str(path) for path in chapters.row_files(points[:1])] for chapter, points in PLAN.items()}
 SOURCES = [str(path) for path in sorted(Path("advbook").rglob("*")) if path.suffix in {".py", ".js", ".css"}]
 PUBLISHED = [str(path) for path in sorted(Path("book/results").rglob("*")) if path.is_file()]
@@ -65,7 +68,7 @@ rule chapter:
         published=PUBLISHED,
         profile=f"nbs/profiles/{PROFILE}.yml",
     output:
-        "book/chapters/{page}.ipynb",
+        update("book/chapters/{page}.ipynb"),
     params:
         flags=FLAGS,
     shell:
@@ -83,7 +86,8 @@ for path, (chapter, index) in POINTS.items():
             call=f"{chapter} --index {index} {FLAGS}",
         threads: workflow.cores or 1
         shell:
-            "{sys.executable} -m advbook.chapters point {params.call}"
+            # Without PASSIVE, threads that wait spin, which on a busy machine costs many times the work.
+            "OMP_WAIT_POLICY=PASSIVE {sys.executable} -m advbook.chapters point {params.call}"
 
 
 rule sweep:

@@ -140,12 +140,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line. Returns 0, or 1 after one sentence on standard error."""
     given = _arguments().parse_args(arguments)
     try:
-        points = plan(given.profile, {name: yaml.safe_load(value) for name, value in given.p})
+        points = plan(given.profile, {name: _value(name, value) for name, value in given.p})
         if given.command == "check":
             for p in (p for chapter in points.values() for p in chapter):
                 p.check_data() if any(name == "DATASET" for name, _ in given.p) else None
         elif given.command == "point":
-            run(given.page, points[given.page][given.index].injected(), None)
+            run(given.page, _point(points[given.page], given.index).injected(), None)
         elif given.command == "page":
             run(
                 given.page,
@@ -153,11 +153,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 store.CHECKOUT / "book" / "chapters" / f"{given.page}.ipynb",
             )
         else:
-            _publish(points)
+            return _publish(points)
     except (PapermillExecutionError, DeadKernelError, OSError, ValueError) as error:
         print(f"advbook: {_sentence(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _value(name: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ParameterError(f"Parameter {name} = {text!r} is not allowed: it is not valid YAML.") from None
+
+
+def _point(points: Sequence[Parameters], index: int) -> Parameters:
+    if not 0 <= index < len(points):
+        raise ParameterError(f"--index {index} is not allowed: the profile has points 0 to {len(points) - 1}.")
+    return points[index]
 
 
 def _page_parameters(page: str, points: Plan) -> dict[str, Any]:
@@ -168,13 +181,16 @@ def _page_parameters(page: str, points: Plan) -> dict[str, Any]:
     }
 
 
-def _publish(points: Plan) -> None:
+def _publish(points: Plan) -> int:
+    missing = 0
     for name, chapter in points.items():
         for path in row_files(chapter):
             if ledger.read(path) is None:
                 print(f"advbook: {name} has no rows {path.name} yet; compute them first.", file=sys.stderr)
+                missing += 1
             else:
                 print(ledger.publish(path, name).relative_to(store.CHECKOUT))
+    return min(missing, 1)
 
 
 if __name__ == "__main__":

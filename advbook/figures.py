@@ -36,8 +36,10 @@ STYLE: Any = {
 def look() -> Iterator[None]:
     """The book's look, for every plot inside. The figure is closed after, so that a notebook shows it once."""
     with plt.rc_context(STYLE):
-        yield
-        plt.close("all")
+        try:
+            yield
+        finally:
+            plt.close("all")
 
 
 def histograms(rows: pd.DataFrame, quantity: str, edges: np.ndarray, label: str) -> Figure:
@@ -53,7 +55,7 @@ def histograms(rows: pd.DataFrame, quantity: str, edges: np.ndarray, label: str)
         if len(filled):
             axes.set_xlim(edges[max(filled[0] - 1, 0)], edges[min(filled[-1] + 2, len(edges) - 1)])
         # A kind whose images all fall into one bin would flatten the others: its bar is cut.
-        spread = [peak for peak in shares.max(1) if peak < 0.5]
+        spread = [peak for peak in shares.max(1) if 0 < peak < 0.5]
         axes.set(xlabel=label, ylabel="share of images", ylim=(0, 1.3 * max(spread) if spread else None))
         axes.legend(fontsize=9)
     return figure

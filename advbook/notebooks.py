@@ -9,7 +9,6 @@ from pathlib import Path
 
 import jupytext
 import nbformat
-from papermill.iorw import LocalHandler
 
 
 def read(path: Path) -> nbformat.NotebookNode:
@@ -20,12 +19,20 @@ def read(path: Path) -> nbformat.NotebookNode:
     return notebook
 
 
-class PercentNotebooks(LocalHandler):  # type: ignore[misc]
-    """papermill's handler of local files, which also reads .py."""
+class PercentNotebooks:
+    """What papermill asks of a handler of files; no subclass of its own, since it loads this module while it loads."""
 
     def read(self, path: str) -> str:
         """The notebook as JSON text."""
-        return str(nbformat.writes(read(Path(path)))) if path.endswith(".py") else str(super().read(path))
+        return str(nbformat.writes(read(Path(path)))) if path.endswith(".py") else Path(path).read_text("utf-8")
+
+    def write(self, text: str, path: str) -> None:
+        """Write a notebook's JSON text."""
+        Path(path).write_text(text, "utf-8")
+
+    def pretty_path(self, path: str) -> str:
+        """The path, for messages."""
+        return path
 
 
 handler = PercentNotebooks()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -34,17 +34,22 @@ def verdict_table(verdicts: Sequence[tuple[str, Verdict]], number: str = ".3f") 
     for source, v in verdicts:
         interval = f"{v.low:{number}} to {v.high:{number}}"
         cells = [v.claim, source, v.statistic, f"{v.value:{number}}", interval, f"{v.threshold:g}", f"**{v.outcome}**"]
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+        lines.append(_line(cells))
     return Markdown("\n".join(lines))
 
 
 def table(rows: pd.DataFrame, columns: Mapping[str, str], number: str = ".3f") -> Markdown:
     """Some columns of rows as a table; columns: name in the rows -> heading. Counts are whole numbers."""
-    lines = [f"| {' | '.join(columns.values())} |", f"|{'---|' * len(columns)}"]
+    lines = [_line(columns.values()), f"|{'---|' * len(columns)}"]
     for row in rows.to_dict("records"):
         cells = (shown(row.get(name), ".0f" if name == "count" else number) for name in columns)
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(_line(cells))
     return Markdown("\n".join(lines))
+
+
+def _line(cells: Iterable[str]) -> str:
+    """A line of a table; pipes inside its cells do not split them."""
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def shown(value: object, number: str) -> str:
@@ -76,7 +81,8 @@ def provenance(p: Parameters, rows: pd.DataFrame) -> Markdown:
     lines = ["| parameter | this run | default | meaning |", "|---|---|---|---|"]
     for name, value in p.point().items():
         lines.append(f"| `{name.upper()}` | {value} | {fields[name].default} | {fields[name].description} |")
-    command = f"papermill nbs/{p.experiment}.py out.ipynb -p N {2 * p.point()['n']}"
+    larger = "".join(f" -p {name} {value}" for name, value in p.larger().items())
+    command = f"papermill nbs/{p.experiment}.py out.ipynb{larger}"
     text = (
         f"Profile **{p.profile}**. The rows were computed on {first['device']} with torch {first['torch']} in "
         f"{first['seconds']:.0f} seconds, by version {first['version']} of the experiment; drawing takes them as "

@@ -73,6 +73,10 @@ class Parameters(BaseModel):
         """The parameters as papermill gives them to the notebook: names in capitals."""
         return {name.upper(): value for name, value in self.model_dump().items()}
 
+    def larger(self) -> dict[str, Any]:
+        """Parameters of a larger run, in capitals: what a page proposes to try next."""
+        raise NotImplementedError
+
     def torch_device(self) -> torch.device:
         """The device to compute on; "auto" takes a GPU if there is one. Raises ParameterError for one that is not
         there.

@@ -57,7 +57,7 @@ class OffManifold(Parameters):
     training: ClassVar[str] = "normal"
 
     dataset: Dataset = Field("fonts", description="data set")
-    n: int = Field(1000, ge=100, description="training images N")
+    n: int = Field(2500, ge=100, description="training images N")
     subset: Subset = Field("first", description="the first N training rows, or random ones")
     seeds: int = Field(3, ge=1, le=100, description="networks; they differ in initialization and batch order")
     epochs: int = Field(20, ge=1, le=1000, description="epochs of training")
@@ -85,6 +85,10 @@ class OffManifold(Parameters):
     def network(self, setting: Setting, seed: int) -> nn.Sequential:
         """The trained network of a seed."""
         return classifier(setting, self.dataset, self.n, self.subset, epochs=self.epochs, seed=seed)
+
+    def larger(self) -> dict[str, Any]:
+        """Twice the training images, if there are so many."""
+        return {"DATASET": self.dataset, "N": min(2 * self.n, train_size(self.dataset))}
 
     def check_data(self) -> None:
         """Raise MissingData or DamagedData, in one sentence, if the data set is not there."""
