@@ -10,9 +10,12 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from advbook import figures
-from advbook.experiments.off_manifold import EDGES, KINDS
+from advbook.experiments.off_manifold import EDGES
 
 mpl.use("Agg")
+
+
+KINDS = ("adversarial", "sign steps", "random sign", "gaussian", "on-manifold move")
 
 
 def rows(count: int = 40, kinds=KINDS) -> pd.DataFrame:

@@ -11,10 +11,12 @@ import torch
 
 from advbook import datasets, fonts, ledger
 from advbook.attacks.pgd import Attack
-from advbook.experiments import off_manifold, setting
-from advbook.experiments.off_manifold import CONTROLS, EDGES, KINDS, OffManifold
+from advbook.experiments import controls, off_manifold, setting
+from advbook.experiments.off_manifold import EDGES, OffManifold
+from advbook.figures import LOOKS
 from advbook.manifolds.projection import Projection, l2
 
+KINDS = tuple(LOOKS)  # two attacks, then the controls
 REPOSITORY = Path(__file__).parents[1]
 REAL = Path(os.environ.get("ADVBOOK_DATA") or REPOSITORY.parent / "shared" / "data")
 
@@ -163,7 +165,7 @@ def test_the_shortcut_itself_fails_that_check(monkeypatch):
 
     monkeypatch.setattr(off_manifold, "levenberg_marquardt", stay)
     p, data = OffManifold(**SMALL), setting.load("fonts", 500, "first", 30, torch.device("cpu"))
-    delta = off_manifold.controls(data, torch.full_like(data.x_test, 0.1), seeded())["on-manifold move"]
+    delta = controls.controls(data, torch.full_like(data.x_test, 0.1), seeded())["on-manifold move"]
     every = torch.ones(30, dtype=torch.bool)
     values = dict(off_manifold._distances(p, data, delta, every, seeded(), "shortcut"))["true"]
     assert np.median(values["ratio"]) == pytest.approx(1, abs=1e-3)
@@ -195,8 +197,8 @@ def test_controls_have_the_norm_of_delta_and_stay_images(size):
     data = setting.load("fonts", 100, "first", 30, torch.device("cpu"))
     sign = torch.randn(data.x_test.shape, generator=seeded(1)).sign()
     delta = (data.x_test + size * sign).clamp(0, 1) - data.x_test
-    found = off_manifold.controls(data, delta, seeded(2))
-    assert set(found) == set(CONTROLS)
+    found = controls.controls(data, delta, seeded(2))
+    assert set(found) == set(KINDS[2:])
     for kind, control in found.items():
         image = data.x_test + control
         assert image.min() >= -1e-6
@@ -211,7 +213,7 @@ def test_controls_have_the_norm_of_delta_and_stay_images(size):
 
 def test_the_on_manifold_path_goes_from_x_to_another_letter_of_the_same_font():
     data = setting.load("fonts", 100, "first", 30, torch.device("cpu"))
-    path = off_manifold._on_manifold_path(data, seeded())
+    path = controls._on_manifold_path(data, seeded())
     torch.testing.assert_close(path(torch.zeros(30, 1, 1, 1)), data.x_test, atol=1e-6, rtol=0)
     assert l2(path(torch.ones(30, 1, 1, 1)) - data.x_test).median() > 2
 

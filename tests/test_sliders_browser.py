@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from parity import state_of
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from site_checks import chromium
 from test_sliders import latent_slider, off_manifold_walk
 
 pytestmark = pytest.mark.browser
@@ -59,9 +59,9 @@ document.body.dataset.ready = "yes";
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=list(QUIET_FLAGS))
-        yield chromium
-        chromium.close()
+        opened = playwright.chromium.launch(executable_path=chromium(), args=list(QUIET_FLAGS))
+        yield opened
+        opened.close()
 
 
 @pytest.fixture(params=["latent", "walk"])
