@@ -16,7 +16,6 @@ import math
 import os
 import struct
 import sys
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +33,8 @@ from requests import ConnectionError as NoConnection
 from requests import HTTPError, RequestException, Response, Timeout
 from torch import Tensor
 from tqdm import tqdm
+
+from advbook import store
 
 TIMEOUT = 15.0  # seconds without an answer until the next mirror is tried
 CHUNK = 1 << 16  # bytes
@@ -520,22 +521,9 @@ def _unpack(archive: Path, members: Mapping[str, File], folder: Path) -> None:
                     raw = stream.read(file.size + 1)  # no more, whatever size the zip declares
                 if hashlib.sha256(raw).hexdigest() != file.sha256:
                     raise DamagedData(f"{member} in {archive.name} is not the published file (wrong sha256)")
-                _write(folder / member, raw)
+                store.write(folder / member, raw)
     except (KeyError, zipfile.BadZipFile) as error:
         raise DamagedData(f"{archive.name} cannot be unpacked: {error.args[0]}") from error
-
-
-def _write(path: Path, raw: bytes) -> None:
-    """Write a file in one step: it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as part:
-        try:
-            part.write(raw)
-            part.close()
-            Path(part.name).replace(path)
-        except BaseException:
-            Path(part.name).unlink(missing_ok=True)
-            raise
 
 
 # --- for the rest of the book -------------------------------------------------------------------------------
