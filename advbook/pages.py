@@ -14,7 +14,7 @@ from advbook.experiments import Parameters
 from advbook.ledger import Verdict
 
 
-def verdict(v: Verdict, number: str = ".3f") -> Markdown:
+def verdict(v: Verdict, number: str = ".4f") -> Markdown:
     """A box with the claim, its statistic with interval and threshold, and the outcome."""
     kind = v.outcome.replace(" ", "-")
     text = (
@@ -25,7 +25,7 @@ def verdict(v: Verdict, number: str = ".3f") -> Markdown:
     return Markdown(f":::{{admonition}} Verdict: {v.outcome}\n:class: verdict {kind}\n{text}\n:::")
 
 
-def verdict_table(verdicts: Sequence[tuple[str, Verdict]], number: str = ".3f") -> Markdown:
+def verdict_table(verdicts: Sequence[tuple[str, Verdict]], number: str = ".4f") -> Markdown:
     """Verdicts one under the other: (where from, verdict) pairs."""
     lines = [
         "| claim | runs | statistic | value | 95 % interval | threshold | verdict |",

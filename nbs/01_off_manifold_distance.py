@@ -194,6 +194,10 @@ for verdict in p.verdicts(rows):
 # the adversarial direction is more orthogonal to the manifold than random signs are. Then the word describes the
 # space, not the attack: a network need not *choose* to leave the manifold, for there is hardly another way to go.
 #
+# If it does say *supported*, look at the size too. With many examples an interval can clear 1 by a hair. Then the
+# difference is real, but a quotient of 1.000 and something is still no preference for leaving the manifold that
+# anyone would notice.
+#
 # ## Does the projection return to the image?
 #
 # The paper says that projections are almost always the original images. Here the projection of an adversarial example
