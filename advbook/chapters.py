@@ -153,6 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 store.CHECKOUT / "book" / "chapters" / f"{given.page}.ipynb",
             )
         else:
+            if given.profile == "tiny":
+                raise ParameterError("Profile tiny is for tests: its numbers mean nothing, and it is never published.")
             return _publish(points)
     except (PapermillExecutionError, DeadKernelError, OSError, ValueError) as error:
         print(f"advbook: {_sentence(error)}", file=sys.stderr)

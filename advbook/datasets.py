@@ -595,6 +595,9 @@ def _list() -> None:
         counts = " + ".join(str(part.count) for part in dataset.splits.values())
         here = ", ".join(split for split, part in dataset.splits.items() if _ready(part, places)) or "-"
         print(f"{name:14}{counts:18}{here:13}{dataset.title}")
+    print(
+        "\nTo get one: python -m advbook.datasets fetch NAME, or put its files into a folder that ADVBOOK_DATA names."
+    )
 
 
 def _fetch_all(names: Sequence[str]) -> None:

@@ -86,15 +86,18 @@ def rows(split: Literal["train", "test"], n: int, *, seed: int = 0, device: torc
     return _rows(np.arange(start, start + n), _uniform(start, n, seed), device)
 
 
-def random_rows(n: int, *, seed: int = 0, device: torch.device | str = "cpu") -> Rows:
-    """n distinct training rows drawn at random: the variant that mixes all fonts at every n.
+def random_rows(
+    split: Literal["train", "test"], n: int, *, skip: int = 0, seed: int = 0, device: torch.device | str = "cpu"
+) -> Rows:
+    """n distinct rows of a split drawn at random after its first `skip`: the variant that mixes all fonts at every n.
 
-    n: 1 to 960,000. Raises ValueError if n is out of range.
+    n: 1 to the split's rows less skip. Raises ValueError if n is out of range.
     """
-    if not 1 <= n <= TRAIN_ROWS:
-        raise ValueError(f"n = {n} random rows of FONTS were asked for; allowed is 1 to {TRAIN_ROWS:,}.")
-    index = np.random.default_rng([seed, 1]).choice(TRAIN_ROWS, size=n, replace=False)
-    return _rows(index, _uniform(0, TRAIN_ROWS, seed)[index], device)
+    start, size = (TRAIN_ROWS, TEST_ROWS) if split == "test" else (0, TRAIN_ROWS)
+    if not 1 <= n <= size - skip:
+        raise ValueError(f"n = {n} random rows of FONTS {split} were asked for; allowed is 1 to {size - skip:,}.")
+    index = skip + np.random.default_rng([seed, 1]).choice(size - skip, size=n, replace=False)
+    return _rows(start + index, _uniform(start, size, seed)[index], device)
 
 
 def affine(theta: Tensor, formula: Formula = "product") -> Tensor:

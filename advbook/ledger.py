@@ -60,18 +60,20 @@ def read(place: Path) -> pd.DataFrame | None:
     return _table(document)
 
 
-def published(experiment: str) -> list[pd.DataFrame]:
-    """The rows that come with the book, a table a point.
+def published(experiment: str, version: int) -> list[pd.DataFrame]:
+    """The rows that come with the book, a table a point; those of another version of the experiment are left out.
 
     Raises ValueError, naming the file, if one is damaged: it is restored from the repository, not computed.
     """
     tables = []
     for place in sorted((PUBLISHED / experiment).glob("*.json")):
         try:
-            tables.append(_table(_parse(place)))
+            document = _parse(place)
         except ValueError as error:
             relative = place.relative_to(store.CHECKOUT)
             raise ValueError(f"{relative} is damaged ({error}); restore it from the repository.") from None
+        if document["about"]["version"] == version:
+            tables.append(_table(document))
     return tables
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,15 +12,20 @@ from IPython.display import Markdown
 
 from advbook import store
 from advbook.experiments import Parameters
+from advbook.experiments.setting import title
 from advbook.ledger import Verdict
 
 
 def verdict(v: Verdict, number: str = ".4f") -> Markdown:
     """A box with the claim, its statistic with interval and threshold, and the outcome."""
     kind = v.outcome.replace(" ", "-")
+    measured = (
+        f"The {v.statistic} is {v.value:{number}}, with a 95 % interval from {v.low:{number}} to {v.high:{number}}."
+        if math.isfinite(v.value)
+        else "No example counts, so there is nothing to measure."
+    )
     text = (
-        f"{v.claim}: **{v.outcome}**. The {v.statistic} is {v.value:{number}}, with a 95 % interval from "
-        f"{v.low:{number}} to {v.high:{number}}. Fixed before the run: *supported* if the whole interval is at least "
+        f"{v.claim}: **{v.outcome}**. {measured} Fixed before the run: *supported* if the whole interval is at least "
         f"{v.threshold:g}, *not supported* if all of it is less, else *undecided*."
     )
     return Markdown(f":::{{admonition}} Verdict: {v.outcome}\n:class: verdict {kind}\n{text}\n:::")
@@ -63,7 +69,7 @@ def source(rows: pd.DataFrame) -> str:
     """In a few words which point rows belong to, and where they were computed."""
     first = rows.iloc[0]
     return (
-        f"{first['dataset']}, N = {first['n']} ({first['subset']} rows), {first['seeds']} networks, "
+        f"{title(first['dataset'])}, N = {first['n']} ({first['subset']} rows), {first['seeds']} networks, "
         f"{first['images']} images; {first['device']}"
     )
 
@@ -81,7 +87,8 @@ def provenance(p: Parameters, rows: pd.DataFrame) -> Markdown:
     lines = ["| parameter | this run | default | meaning |", "|---|---|---|---|"]
     for name, value in p.point().items():
         lines.append(f"| `{name.upper()}` | {value} | {fields[name].default} | {fields[name].description} |")
-    larger = "".join(f" -p {name} {value}" for name, value in p.larger().items())
+    own = {name.upper(): value for name, value in p.point().items() if value != fields[name].default}
+    larger = "".join(f" -p {name} {value}" for name, value in {**own, **p.larger()}.items())
     command = f"papermill nbs/{p.experiment}.py out.ipynb{larger}"
     text = (
         f"Profile **{p.profile}**. The rows were computed on {first['device']} with torch {first['torch']} in "

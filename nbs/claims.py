@@ -30,7 +30,10 @@ home = store.home()
 places = [home / name for name in ROWS] or sorted((home / "rows").rglob("*.json"))
 for title, tables in (
     ("## This build", [table for table in map(ledger.read, places) if table is not None]),
-    ("## Rows that come with the book", [table for name in chapters.CHAPTERS for table in ledger.published(name)]),
+    (
+        "## Rows that come with the book",
+        [table for name, chapter in chapters.CHAPTERS.items() for table in ledger.published(name, chapter.version)],
+    ),
 ):
     lines = []
     for table in tables:

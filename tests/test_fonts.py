@@ -16,7 +16,7 @@ SPLITS = {"train": fonts.TRAIN_ROWS, "test": fonts.TEST_ROWS}
 
 def some_rows(n=20, seed=5):
     """Rows all over the fonts, with parameters all over the box."""
-    return fonts.random_rows(n, seed=seed)
+    return fonts.random_rows("train", n, seed=seed)
 
 
 def by_scipy(theta, letter):
@@ -113,7 +113,7 @@ def test_classes_are_balanced(tens):
 
 
 def test_random_rows_are_distinct_training_rows_of_all_fonts():
-    rows = fonts.random_rows(2_000, seed=3)
+    rows = fonts.random_rows("train", 2_000, seed=3)
     assert len(rows) == 2_000
     every = fonts.rows("train", fonts.TRAIN_ROWS, seed=3)
     order = every.theta[:, 0].sort()
@@ -133,7 +133,9 @@ def rows_near(every, order, place):
 
 
 @pytest.mark.parametrize("n", [0, -3, 10**7])
-@pytest.mark.parametrize("draw", [lambda n: fonts.rows("train", n), lambda n: fonts.rows("test", n), fonts.random_rows])
+@pytest.mark.parametrize(
+    "draw", [lambda n: fonts.rows("train", n), lambda n: fonts.rows("test", n), lambda n: fonts.random_rows("test", n)]
+)
 def test_a_number_of_rows_out_of_range_is_named(draw, n):
     with pytest.raises(ValueError, match=rf"^n = {n} .*allowed is 1 to \d+,000\.$"):
         draw(n)
@@ -256,3 +258,14 @@ def test_the_jacobian_is_that_of_differences_of_scipys_decoder():
             slope = (ahead - behind).ravel() / (2 * h)
             wrong = ~np.isclose(jacobian[row, :, column], slope, atol=0.02, rtol=0.01)
             assert wrong.mean() < 0.005, "only at the kinks of the interpolation may the two differ"
+
+
+def test_random_test_rows_leave_out_the_first_ones_and_hold_all_fonts():
+    """Rows of the test set that no attack touches: of the same rows as the test set, none of its first."""
+    skip = fonts.TEST_ROWS - 20_000
+    rows = fonts.random_rows("test", 20_000, skip=skip)
+    everything = fonts.rows("test", fonts.TEST_ROWS)[skip:]
+    assert torch.equal(rows.theta.sort(0).values, everything.theta.sort(0).values)
+    assert len(fonts.random_rows("test", 5_000, skip=1_000).font.unique()) > 900
+    with pytest.raises(ValueError, match="20001 random rows of FONTS test"):
+        fonts.random_rows("test", 20_001, skip=skip)

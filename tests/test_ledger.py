@@ -192,26 +192,27 @@ def results(tmp_path, monkeypatch):
 
 
 def test_published_rows_are_a_table_a_point_and_carry_no_arrays(home, results):
-    assert ledger.published("demo") == []
+    assert ledger.published("demo", 1) == []
     for n in (250, 500):
         ledger.write(place({**POINT, "n": n}), {**ABOUT, "n": n}, ROWS, ARRAYS)
         copy = ledger.publish(place({**POINT, "n": n}), "demo")
         assert copy.parent == results / "demo"
         assert json.loads(copy.read_bytes())["arrays"] is None
-    tables = ledger.published("demo")
+    tables = ledger.published("demo", 1)
     assert sorted(set(table.n).pop() for table in tables) == [250, 500]
     for table in tables:
         assert list(table.seed) == [0, "all"]
         assert table.rate[0] == 0.1 + 0.2
         assert table.arrays.isna().all()
-    assert ledger.published("other") == []
+    assert ledger.published("other", 1) == []
+    assert ledger.published("demo", 2) == [], "rows of another version say nothing"
 
 
 def test_a_damaged_published_file_is_named_and_not_touched(home, results):
     copy = ledger.publish(written(), "demo")
     copy.write_bytes(copy.read_bytes()[:-5])
     with pytest.raises(ValueError, match=r"^book/results/demo/fonts-n250-.*\.json is damaged .*restore it"):
-        ledger.published("demo")
+        ledger.published("demo", 1)
     assert copy.exists()
 
 

@@ -52,7 +52,7 @@ class OffManifold(Parameters):
     """One point of chapter 01: a data set and N, its seeds inside."""
 
     experiment: ClassVar[str] = "01_off_manifold_distance"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     training: ClassVar[str] = "normal"
 
     dataset: Dataset = Field("fonts", description="data set")
@@ -77,6 +77,11 @@ class OffManifold(Parameters):
             raise ValueError(f"Parameter NEIGHBOURS = {self.neighbours} is not allowed: N = {self.n} is smaller.")
         return self
 
+    @property
+    def known(self) -> bool:
+        """Whether the manifold of the data set is known."""
+        return self.dataset == "fonts"
+
     def load(self) -> Setting:
         """The images of this point, on its device."""
         return load(self.dataset, self.n, self.subset, self.images, self.torch_device())
@@ -86,8 +91,10 @@ class OffManifold(Parameters):
         return classifier(setting, self.dataset, self.n, self.subset, epochs=self.epochs, seed=seed)
 
     def larger(self) -> dict[str, Any]:
-        """Twice the training images, if there are so many."""
-        return {"DATASET": self.dataset, "N": min(2 * self.n, train_size(self.dataset))}
+        """Twice the training images, or, if there are not so many, twice the networks."""
+        if 2 * self.n <= train_size(self.dataset):
+            return {"N": 2 * self.n}
+        return {"SEEDS": 2 * self.seeds}
 
     def check_data(self) -> None:
         """Raise MissingData or DamagedData, in one sentence, if the data set is not there."""
@@ -107,7 +114,7 @@ class OffManifold(Parameters):
         by_kind = {row["kind"]: row for row in pooled(rows, "true" if known else "neighbours").to_dict("records")}
         quantity, threshold = ("ratio", LEAVES_TRUE) if known else ("adversarial_over_this", LEAVES_APPROXIMATE)
         leaves = by_kind["adversarial" if known else "on-manifold move"]
-        statistic = "median distance / |delta|" if known else "median of distance / distance of an on-manifold move"
+        statistic = "median distance / |delta|" if known else "median of distance / distance of a move along the data"
         chance = by_kind["random sign"]
         return [
             _verdict("Regular adversarial examples leave the manifold", statistic, leaves, quantity, threshold),
@@ -136,11 +143,14 @@ class OffManifold(Parameters):
 
 @dataclass(frozen=True)
 class _Measured:
-    """One seed: values[manifold, kind][quantity]; success[attack]: [R, B]; correct: [B]; shown: arrays for figures."""
+    """One seed: values[manifold, kind][quantity]; success[attack]: [R, B]; forwards[attack]: samples per input;
+    correct: [B]; shown: arrays for figures.
+    """
 
     rows: list[dict[str, Any]]
     values: Mapping[tuple[str, str], Values]
     success: Mapping[str, Tensor]
+    forwards: Mapping[str, float]
     correct: Tensor
     shown: Mapping[str, np.ndarray]
 
@@ -159,15 +169,20 @@ def _measure(p: OffManifold, setting: Setting, seed: int) -> _Measured:
     values = {}
     for kind, delta in deltas.items():
         mask = fooled.get(kind, fooled["adversarial"])
+        if kind not in fooled:  # a path that ended before it reached the size of delta does not count
+            mask = mask & (l2(delta) > 0.99 * l2(deltas["adversarial"]))
         for manifold, measured in _distances(p, setting, delta, mask, generator, f"network {seed}: {kind}"):
             values[manifold, kind] = measured
             rows.append({"seed": seed, **_distance_row(manifold, kind, measured)})
     index = fooled["adversarial"].nonzero()[:, 0]
     if setting.manifold is not None and len(index):
         rows.append({"seed": seed, **_schedule_row(p, setting, deltas["adversarial"], index, generator)})
-    shown = _examples(p, setting, deltas["adversarial"], index[:SHOWN], generator) if seed == 0 else {}
+    shown = {}
+    if seed == 0:
+        shown = _examples(p, setting, deltas["adversarial"], index[:SHOWN], generator) | _weights(f)
     success = {name: attack.success for name, attack in attacks.items()}
-    return _Measured(rows, values, success, correct, shown)
+    forwards = {name: attack.forwards for name, attack in attacks.items()}
+    return _Measured(rows, values, success, forwards, correct, shown)
 
 
 def _attacks(
@@ -259,13 +274,13 @@ def _schedule_row(
             m, query, theta[rows], context, method=method, starts=p.starts, generator=generator, label=name
         ).distance
     gap = near["adam"].amin(0) - near["gauss_newton"].amin(0)
-    first = near["gauss_newton"].argmin(0) == 0
+    reached = near["gauss_newton"][0] <= near["gauss_newton"].amin(0) + 1e-3
     return {
         "what": "schedule",
         "count": len(rows),
         "adam_further_by": float(gap.median()),
         "adam_nearer_share": float((gap < -1e-3).double().mean()),
-        "original_start_best_share": float(first.double().mean()),
+        "original_start_reaches_share": float(reached.double().mean()),
         "random_start_nearer_by": float((near["gauss_newton"][0] - near["gauss_newton"].amin(0)).max()),
     }
 
@@ -339,7 +354,8 @@ def _pooled_successes(measured: list[_Measured]) -> list[dict[str, Any]]:
     """Success rates over all seeds, in both definitions, with intervals."""
     rows = []
     for name in measured[0].success:
-        row: dict[str, Any] = {"what": "success", "seed": "all", "attack": name}
+        forwards = float(np.mean([one.forwards[name] for one in measured]))
+        row: dict[str, Any] = {"what": "success", "seed": "all", "attack": name, "forwards": forwards}
         for definition in ("average", "worst"):
             values = np.stack([_rate(one, name, definition) for one in measured])
             row |= _interval(f"success_{definition}", values, np.nanmean)
@@ -359,12 +375,13 @@ def _pooled_distances(measured: list[_Measured]) -> list[dict[str, Any]]:
     rows = []
     for manifold, kind in measured[0].values:
         values = {name: np.stack([one.values[manifold, kind][name] for one in measured]) for name in EDGES}
-        adversarial = np.stack([one.values[manifold, "adversarial"]["ratio"] for one in measured])
+        adversarial = np.stack([one.values[manifold, "adversarial"]["distance"] for one in measured])
         row = {"seed": "all", **_distance_row(manifold, kind, {k: v.reshape(-1) for k, v in values.items()})}
         for name in ("ratio", "angle", "moved"):
             row |= _interval(name, values[name], np.nanmedian)
         # A move on the true manifold has distance zero up to rounding; the floor keeps the quotient finite.
-        row |= _interval("adversarial_over_this", adversarial / np.maximum(values["ratio"], 1e-3), np.nanmedian)
+        over = adversarial / np.maximum(values["distance"], 1e-3)
+        row |= _interval("adversarial_over_this", over, np.nanmedian)
         rows.append(row)
     return rows
 
@@ -380,6 +397,18 @@ def _interval(name: str, values: np.ndarray, statistic: Callable[..., np.ndarray
 def pooled(rows: pd.DataFrame, manifold: str) -> pd.DataFrame:
     """The rows of all kinds of perturbation over all seeds, against the "true" manifold or the "neighbours"."""
     return rows[(rows.what == "distance") & (rows.seed == "all") & (rows.manifold == manifold)]
+
+
+def drawn_network(arrays: Mapping[str, np.ndarray], classes: int) -> nn.Sequential:
+    """The first network of a point as its rows hold it, so that figures show the one for which delta was made."""
+    network = networks.folded(networks.cnn(classes, generator=torch.Generator()))
+    weights = {name.removeprefix("network/"): torch.from_numpy(array) for name, array in arrays.items()}
+    network.load_state_dict({name: weights[name] for name in network.state_dict()})
+    return network
+
+
+def _weights(network: nn.Module) -> dict[str, np.ndarray]:
+    return {f"network/{name}": tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
 
 
 def answers(network: nn.Module, images: np.ndarray) -> np.ndarray:

@@ -37,6 +37,16 @@ class Setting:
     context: tuple[Tensor, ...] = ()
 
 
+def title(dataset: Dataset) -> str:
+    """A data set's name as a text gives it."""
+    return "FONTS" if dataset == "fonts" else datasets.DATASETS[dataset].title
+
+
+def classes(dataset: Dataset) -> tuple[str, ...]:
+    """The names of a data set's classes."""
+    return tuple(fonts.LETTERS) if dataset == "fonts" else datasets.DATASETS[dataset].classes
+
+
 def train_size(dataset: Dataset) -> int:
     """How many training images a data set has."""
     return fonts.TRAIN_ROWS if dataset == "fonts" else datasets.DATASETS[dataset].splits["train"].count
@@ -50,20 +60,23 @@ def load(dataset: Dataset, n: int, subset: Subset, images: int, device: torch.de
 
 
 def _fonts(dataset: Dataset, n: int, subset: Subset, images: int, device: torch.device) -> Setting:
-    train = fonts.random_rows(n, device=device) if subset == "random" else fonts.rows("train", n, device=device)
-    test = fonts.rows("test", images + HELD_OUT, device=device)
-    x_test = fonts.images(test)
+    train = (
+        fonts.random_rows("train", n, device=device) if subset == "random" else fonts.rows("train", n, device=device)
+    )
+    test = fonts.rows("test", images, device=device)
+    # The next rows would show a few fonts only, most of which the first N training rows hold too.
+    held_out = fonts.random_rows("test", HELD_OUT, skip=images, device=device)
     return Setting(
         x=fonts.images(train),
         y=train.letter,
-        x_test=x_test[:images],
-        y_test=test.letter[:images],
-        x_held_out=x_test[images:],
-        y_held_out=test.letter[images:],
-        classes=tuple(fonts.LETTERS),
+        x_test=fonts.images(test),
+        y_test=test.letter,
+        x_held_out=fonts.images(held_out),
+        y_held_out=held_out.letter,
+        classes=classes(dataset),
         manifold=Manifold(fonts.decode, fonts.decode_with_jacobian, *fonts.theta_box(device)),
-        theta=test.theta[:images],
-        context=(test.font[:images], test.letter[:images]),
+        theta=test.theta,
+        context=(test.font, test.letter),
     )
 
 
