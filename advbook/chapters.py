@@ -17,7 +17,7 @@ import yaml
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from advbook import ledger, notebooks, store
+from advbook import files, ledger, notebooks, store
 from advbook.experiments import ParameterError, Parameters, did_you_mean
 from advbook.experiments.off_manifold import OffManifold
 
@@ -74,7 +74,7 @@ def run(page: str, parameters: Mapping[str, Any], output: Path | None) -> None:
         cwd=str(store.CHECKOUT),
     )
     if output is not None:
-        store.write(output, nbformat.writes(tidy(done)).encode())
+        files.write(output, nbformat.writes(tidy(done)).encode())
 
 
 def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

@@ -34,7 +34,7 @@ from requests import HTTPError, RequestException, Response, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
-from advbook import store
+from advbook import files
 
 TIMEOUT = 15.0  # seconds without an answer until the next mirror is tried
 CHUNK = 1 << 16  # bytes
@@ -521,7 +521,7 @@ def _unpack(archive: Path, members: Mapping[str, File], folder: Path) -> None:
                     raw = stream.read(file.size + 1)  # no more, whatever size the zip declares
                 if hashlib.sha256(raw).hexdigest() != file.sha256:
                     raise DamagedData(f"{member} in {archive.name} is not the published file (wrong sha256)")
-                store.write(folder / member, raw)
+                files.write(folder / member, raw)
     except (KeyError, zipfile.BadZipFile) as error:
         raise DamagedData(f"{archive.name} cannot be unpacked: {error.args[0]}") from error
 

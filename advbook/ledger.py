@@ -19,7 +19,7 @@ import pandas as pd
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from advbook import store
+from advbook import files, store
 
 PUBLISHED = store.CHECKOUT / "book" / "results"
 Outcome = Literal["supported", "not supported", "undecided"]
@@ -40,7 +40,7 @@ def write(
     """Write a point's rows, its arrays first. about: what all rows share (parameters, version, device, seconds)."""
     document = {"about": dict(about), "arrays": _put(arrays) if arrays else None, "rows": list(rows)}
     document["checksum"] = _checksum(document)
-    store.write(place, json.dumps(document).encode())
+    files.write(place, json.dumps(document).encode())
 
 
 def read(place: Path) -> pd.DataFrame | None:
@@ -55,7 +55,7 @@ def read(place: Path) -> pd.DataFrame | None:
         if document["arrays"]:
             arrays(document["arrays"])
     except ValueError as error:
-        store.set_aside(place, str(error))
+        files.set_aside(place, str(error))
         return None
     return _table(document)
 
@@ -83,7 +83,7 @@ def publish(place: Path, experiment: str) -> Path:
     document = {"about": document["about"], "arrays": None, "rows": document["rows"]}
     document["checksum"] = _checksum(document)
     target = PUBLISHED / experiment / place.name
-    store.write(target, json.dumps(document).encode())
+    files.write(target, json.dumps(document).encode())
     return target
 
 
@@ -131,7 +131,7 @@ def counts(values: np.ndarray, edges: np.ndarray) -> list[int]:
 def _put(values: Mapping[str, np.ndarray]) -> str:
     content = save({name: np.ascontiguousarray(value) for name, value in values.items()})
     name = hashlib.sha256(content).hexdigest()
-    store.write(store.home() / "arrays" / f"{name}.safetensors", content)
+    files.write(store.home() / "arrays" / f"{name}.safetensors", content)
     return name
 
 

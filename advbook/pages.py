@@ -87,9 +87,11 @@ def provenance(p: Parameters, rows: pd.DataFrame) -> Markdown:
     lines = ["| parameter | this run | default | meaning |", "|---|---|---|---|"]
     for name, value in p.point().items():
         lines.append(f"| `{name.upper()}` | {value} | {fields[name].default} | {fields[name].description} |")
+    larger = p.larger()
     own = {name.upper(): value for name, value in p.point().items() if value != fields[name].default}
-    larger = "".join(f" -p {name} {value}" for name, value in {**own, **p.larger()}.items())
-    command = f"papermill nbs/{p.experiment}.py out.ipynb{larger}"
+    given = {name: value for name, value in own.items() if name not in larger} | larger
+    flags = "".join(f" -p {name} {value}" for name, value in given.items())
+    command = f"papermill nbs/{p.experiment}.py out.ipynb{flags}"
     text = (
         f"Profile **{p.profile}**. The rows were computed on {first['device']} with torch {first['torch']} in "
         f"{first['seconds']:.0f} seconds, by version {first['version']} of the experiment; drawing takes them as "

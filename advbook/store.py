@@ -1,18 +1,11 @@
-"""Trained networks by the hash of their recipe, and the one way in which this package writes files.
-
-A file is written beside its place and renamed, so that it is whole or not there. A damaged file is set aside, never
-deleted.
-"""
+"""Trained networks by the hash of their recipe."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import sys
-import tempfile
 from collections.abc import Callable, Mapping
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +14,8 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+
+from advbook import files
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -38,33 +33,6 @@ def fingerprint(recipe: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all. Raises OSError with one sentence, and leaves what was there."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".part", delete=False) as file:
-            part = Path(file.name)
-            try:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-                part.chmod(0o644)
-                part.replace(path)
-            finally:
-                part.unlink(missing_ok=True)
-    except OSError as error:
-        reason = f"{path.name} could not be written to {path.parent} ({error.strerror})"
-        raise OSError(f"{reason}; mend that and run again: all that was finished before is kept.") from None
-
-
-def set_aside(path: Path, reason: str) -> None:
-    """Rename a damaged file to *.damaged and say so: it will be made again."""
-    names = (path.with_name(f"{path.name}.damaged{number or ''}") for number in count())
-    aside = next(name for name in names if not name.exists())
-    path.replace(aside)
-    print(f"{path.name} is damaged ({reason}); it was set aside as {aside.name}.", file=sys.stderr)
-
-
 def trained(recipe: Mapping[str, Any], network: nn.Module, train: Callable[[nn.Module], nn.Module]) -> nn.Module:
     """The network of a recipe: read if it was trained before, else trained and kept.
 
@@ -77,7 +45,7 @@ def trained(recipe: Mapping[str, Any], network: nn.Module, train: Callable[[nn.M
             return network.eval()
         network = train(network)
         state = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
-        write(path, save(state, {"recipe": json.dumps(recipe, sort_keys=True), "digest": _digest(state)}))
+        files.write(path, save(state, {"recipe": json.dumps(recipe, sort_keys=True), "digest": _digest(state)}))
     return network.eval()
 
 
@@ -92,7 +60,7 @@ def _read(path: Path, network: nn.Module) -> bool:
             raise SafetensorError("it belongs to another architecture")
         network.load_state_dict(state)
     except (SafetensorError, OSError) as error:
-        set_aside(path, str(error).splitlines()[0])
+        files.set_aside(path, str(error).splitlines()[0])
         return False
     return True
 

@@ -230,9 +230,14 @@ def test_a_point_that_the_profile_has_not_ends_with_one_sentence(capsys):
 
 
 def test_publish_says_what_is_missing(home, capsys):
-    assert chapters.main(["publish", "--profile", "tiny"]) == 1
+    assert chapters.main(["publish", "--profile", "quick"]) == 1
     _, err = capsys.readouterr()
-    assert re.fullmatch(rf"advbook: {CHAPTER} has no rows fonts-n100-\w+\.json yet; compute them first\.\n", err)
+    assert re.fullmatch(rf"advbook: {CHAPTER} has no rows fonts-n2500-\w+\.json yet; compute them first\.\n", err)
+
+
+def test_the_profile_for_tests_is_never_published(home, capsys):
+    assert chapters.main(["publish", "--profile", "tiny"]) == 1
+    assert "tiny is for tests" in capsys.readouterr().err
 
 
 # --- tidying --------------------------------------------------------------------------------------------------

@@ -560,7 +560,8 @@ def test_command_list(toy, data, capsys):
     default = capsys.readouterr().out
     assert main(["list"]) == 0
     assert capsys.readouterr().out == default
-    rows = {line.split()[0]: line for line in default.splitlines()[4:]}
+    assert "python -m advbook.datasets fetch NAME" in default
+    rows = {line.split()[0]: line for line in default.splitlines()[4:-2]}
     assert list(rows) == list(DATASETS)
     assert rows["toy"].split() == ["toy", "300", "+", "20", "train,", "test", "Toy"]
     assert rows["emnist"].split() == ["emnist", "240000", "+", "40000", "-", "EMNIST", "digits"]

@@ -134,7 +134,8 @@ def rows_near(every, order, place):
 
 @pytest.mark.parametrize("n", [0, -3, 10**7])
 @pytest.mark.parametrize(
-    "draw", [lambda n: fonts.rows("train", n), lambda n: fonts.rows("test", n), lambda n: fonts.random_rows("test", n)]
+    "draw",
+    [lambda n: fonts.rows("train", n), lambda n: fonts.rows("test", n), lambda n: fonts.random_rows("test", n)],
 )
 def test_a_number_of_rows_out_of_range_is_named(draw, n):
     with pytest.raises(ValueError, match=rf"^n = {n} .*allowed is 1 to \d+,000\.$"):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 
-from advbook import ledger, store
+from advbook import files, ledger, store
 from advbook.ledger import Verdict, counts
 
 POINT = {"dataset": "fonts", "n": 250, "eps": 0.3}
@@ -157,7 +157,7 @@ def test_rows_whose_arrays_are_damaged_are_set_aside_and_come_back_when_computed
 
 
 def test_killed_between_arrays_and_row_nothing_is_there_and_nothing_is_lost(home, monkeypatch):
-    written_files, write = [], store.write
+    written_files, write = [], files.write
 
     def kill_at_the_row(path, content):
         if path.suffix == ".json":
@@ -165,12 +165,12 @@ def test_killed_between_arrays_and_row_nothing_is_there_and_nothing_is_lost(home
         write(path, content)
         written_files.append(path)
 
-    monkeypatch.setattr(store, "write", kill_at_the_row)
+    monkeypatch.setattr(files, "write", kill_at_the_row)
     with pytest.raises(KeyboardInterrupt):
         written()
     assert [path.suffix for path in written_files] == [".safetensors"], "the arrays come first"
     assert ledger.read(place()) is None
-    monkeypatch.setattr(store, "write", write)
+    monkeypatch.setattr(files, "write", write)
     assert len(ledger.read(written())) == 2
     assert array_file(home) == written_files[0]
 

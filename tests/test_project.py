@@ -14,7 +14,7 @@ from advbook import chapters
 
 # A module imports from its own layer and from those above it in this list.
 LAYERS = (
-    ("store",),  # how files are written, and networks kept
+    ("files",),
     ("fonts", "datasets"),
     ("networks",),
     ("manifolds",),
@@ -22,6 +22,7 @@ LAYERS = (
     ("attacks",),
     ("training",),
     ("metrics", "gaussian"),
+    ("store",),
     ("ledger",),
     ("experiments",),
     ("figures", "pages", "sliders"),

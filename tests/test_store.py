@@ -2,12 +2,8 @@
 
 import hashlib
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -15,19 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import FULL_DISK, script
 from torch import nn
 
 from advbook import store
 from advbook.networks import cnn
 
 RECIPE = {"training": "normal", "n": 100, "seed": 3}
-
-# A file of more than 8 KiB cannot be written: the disk is full, as far as this process can tell.
-FULL_DISK = """
-import resource, signal
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
-"""
 
 
 def fresh(seed=0):
@@ -54,18 +44,6 @@ def same(one, other):
 def only_file(home):
     (path,) = home.glob("models/*.safetensors")
     return path
-
-
-def script(text, **environment):
-    """A Python process that runs a text."""
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(text)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parent,
-        env={**os.environ, **environment},
-    )
 
 
 # --- places and names -----------------------------------------------------------------------------------------
@@ -98,78 +76,6 @@ def test_a_fingerprint_does_not_depend_on_the_order_but_on_everything_else(recip
     assert store.fingerprint({**recipe, "one more": 1}) != name
     key = next(iter(recipe))
     assert store.fingerprint({**recipe, key: [recipe[key]]}) != name
-
-
-# --- writing --------------------------------------------------------------------------------------------------
-
-
-def test_a_file_is_written_into_new_folders_and_replaced_as_a_whole(tmp_path):
-    path = tmp_path / "a" / "b" / "file"
-    store.write(path, b"first")
-    store.write(path, b"second")
-    assert path.read_bytes() == b"second"
-    assert path.stat().st_mode & 0o777 == 0o644
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_a_full_disk_is_one_sentence_and_the_old_file_stays(tmp_path):
-    path = tmp_path / "row.json"
-    path.write_bytes(b"old")
-    run = script(f"""{FULL_DISK}
-from pathlib import Path
-from advbook import store
-store.write(Path({str(path)!r}), b"x" * 100_000)
-""")
-    _, stderr = run.communicate()
-    assert run.returncode != 0
-    last = stderr.strip().splitlines()[-1]
-    assert last.startswith("OSError: row.json could not be written to ")
-    assert "File too large" in last
-    assert "run again" in last
-    assert "During handling" not in stderr
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path], "no half-written file stays behind"
-
-
-def test_a_device_without_room_is_one_sentence(tmp_path, monkeypatch):
-    """ENOSPC from the kernel itself."""
-    monkeypatch.setattr(store.tempfile, "NamedTemporaryFile", lambda **options: Full(tmp_path / "x.part"))
-    (tmp_path / "x.part").touch()
-    with pytest.raises(OSError, match=r"^x could not be written to .*No space left on device.*kept\.$"):
-        store.write(tmp_path / "x", b"content")
-    assert not list(tmp_path.iterdir())
-
-
-class Full:
-    """/dev/full under the name of a temporary file."""
-
-    def __init__(self, path):
-        self.name, self.file = str(path), Path("/dev/full").open("wb")  # noqa: SIM115 - closed by __exit__
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.file.close()
-
-    def __getattr__(self, name):
-        return getattr(self.file, name)
-
-
-def test_a_place_that_is_no_folder_is_one_sentence(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"^row could not be written to .*file"):
-        store.write(tmp_path / "file" / "row", b"content")
-
-
-def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
-    def interrupt(descriptor):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "fsync", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        store.write(tmp_path / "file", b"content")
-    assert not list(tmp_path.iterdir())
 
 
 # --- trained networks -----------------------------------------------------------------------------------------
