@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -218,26 +219,38 @@ def _distances(
     if not len(rows):
         nothing = {name: np.full(len(mask), np.nan, dtype=np.float32) for name in EDGES}
         return [(name, nothing) for name in (["true"] if setting.manifold else []) + ["neighbours"]]
-    x, query = setting.x_test[rows], setting.x_test[rows] + delta[rows]
+    move = delta[rows]
     found = []
+    for name, (nearest, distance) in _projections(p, setting, move, rows, generator, label).items():
+        angle = (distance / l2(move)).clamp(0, 1).asin().rad2deg()
+        if name == "true" and setting.manifold is not None and setting.theta is not None:
+            context = tuple(part[rows] for part in setting.context)
+            angle = tangent_angle(move, setting.manifold.linearize(setting.theta[rows], *context)[1])
+        found.append((name, _values(mask, move, distance, nearest - setting.x_test[rows], angle)))
+    return found
+
+
+def _projections(
+    p: OffManifold,
+    setting: Setting,
+    delta: Tensor,
+    rows: Tensor,
+    generator: torch.Generator,
+    label: str | None = None,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """pi(x + delta) [P, C, H, W] and its distance [P], on the true manifold, where known, and on the neighbours' span.
+
+    delta: [P, C, H, W]; rows: [P], the test image x of each.
+    """
+    x, found = setting.x_test[rows], {}
+    query = x + delta
     if setting.manifold is not None and setting.theta is not None:
         theta, context = setting.theta[rows], tuple(part[rows] for part in setting.context)
-        m = setting.manifold
-        z, distance = project(
-            m,
-            query,
-            theta,
-            context,
-            method=levenberg_marquardt,
-            starts=p.starts,
-            generator=generator,
-            label=label,
-        ).best()
-        angle = tangent_angle(query - x, m.linearize(theta, *context)[1])
-        found.append(("true", _values(mask, query - x, distance, m.decode(z, *context) - x, angle)))
+        search = partial(project, method=levenberg_marquardt, starts=p.starts, generator=generator, label=label)
+        z, distance = search(setting.manifold, query, theta, context).best()
+        found["true"] = (setting.manifold.decode(z, *context), distance)
     residual, distance = off_neighbours(query, x, setting.x, k=p.neighbours)
-    angle = (distance / l2(query - x)).clamp(0, 1).asin().rad2deg()
-    found.append(("neighbours", _values(mask, query - x, distance, query - residual - x, angle)))
+    found["neighbours"] = (query - residual, distance)
     return found
 
 
@@ -293,24 +306,9 @@ def _examples(
         return {}
     x, d = setting.x_test[rows], delta[rows]
     t = torch.from_numpy(WALK).to(x.device)
-    walk = (x[:, None] + t[:, None, None, None] * d[:, None]).clamp(0, 1)  # [E, T, C, H, W]
-    query, base = walk.flatten(0, 1), x.repeat_interleave(len(t), 0)
-    if setting.manifold is not None and setting.theta is not None:
-        context = tuple(part[rows].repeat_interleave(len(t)) for part in setting.context)
-        theta = setting.theta[rows].repeat_interleave(len(t), 0)
-        z, distance = project(
-            setting.manifold,
-            query,
-            theta,
-            context,
-            method=levenberg_marquardt,
-            starts=p.starts,
-            generator=generator,
-        ).best()
-        nearest = setting.manifold.decode(z, *context)
-    else:
-        residual, distance = off_neighbours(query, base, setting.x, k=p.neighbours)
-        nearest = (query - residual).clamp(0, 1)
+    walk = (x[:, None] + t[:, None, None, None] * d[:, None]).clamp(0, 1) - x[:, None]  # [E, T, C, H, W]
+    projections = _projections(p, setting, walk.flatten(0, 1), rows.repeat_interleave(len(t)), generator)
+    nearest, distance = projections["true" if p.known else "neighbours"]
     shape = (len(rows), len(t))
     shown = {
         "shown/row": rows,
@@ -318,7 +316,7 @@ def _examples(
         "shown/delta": d,
         "shown/y": setting.y_test[rows],
         "shown/distance": distance.view(shape),
-        "shown/projection": nearest.view(*shape, *x.shape[1:]).mul(255).round().byte(),
+        "shown/projection": nearest.view(*shape, *x.shape[1:]).clamp(0, 1).mul(255).round().byte(),
     }
     return {name: value.cpu().numpy() for name, value in shown.items()}
 
