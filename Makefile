@@ -5,6 +5,7 @@
 #   make test                      the tests
 #   make lab                       the notebooks in JupyterLab
 #   make sweep PROFILE=standard    all points of a profile
+#   make bench                     how fast the parts are on this machine
 #
 # On Linux without a GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu saves gigabytes of CUDA packages.
 
@@ -19,7 +20,7 @@ FLAGS := --profile $(PROFILE) $(if $(DATASET),-p DATASET $(DATASET)) $(if $(N),-
 # Snakemake's own lock and marks of unfinished files are not needed: see the Snakefile.
 RUN = $(BIN)/snakemake --quiet host rules --rerun-triggers mtime input --nolock --ignore-incomplete --cores $(CORES) $(SNAKEMAKE)
 
-.PHONY: book test lab sweep clean
+.PHONY: book test lab sweep bench clean
 
 book: .venv/book
 	@$(BIN)/python -m advbook.chapters check $(FLAGS)
@@ -35,6 +36,9 @@ lab: .venv/lab
 
 sweep: .venv/book
 	$(RUN) --keep-going sweep --config profile=$(PROFILE) $(SET)
+
+bench: .venv/book
+	$(BIN)/python scripts/benchmark.py
 
 clean:
 	rm -rf _build book/chapters .snakemake
