@@ -155,7 +155,7 @@ glue("scope", pages.scope(p, rows), display=False)
 # That leaves {glue:text}`count` adversarial examples, one an image and network: the first restart that succeeds. (The
 # paper counted pairs, so that one image could enter five times.)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "From top to bottom: test images, their adversarial examples, the difference (red brightens, blue darkens), and the projection of the adversarial example onto the manifold. The title gives the label and what the network says of the example.", "name": "fig-examples"}, "image": {"alt": "Rows of small pictures: letters, the same letters with faint noise, the noise alone in red and blue, and clean letters again, which are the projections."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "From top to bottom: test images, their adversarial examples, the difference (red brightens, blue darkens), and the projection of the adversarial example onto the manifold. The title gives the label and what the network says of the example.", "name": "fig-examples"}, "image": {"alt": "Rows of small pictures: test images, the same with faint noise, the noise alone in red and blue, and the projections."}}
 if examples:
     at_one = int(np.abs(off_manifold.WALK - 1).argmin())
     adversarial = examples["x"] + examples["delta"]
@@ -367,13 +367,13 @@ if p.known:
 # own directions.
 # ````
 #
-# 3. A random direction in $d$ dimensions and a flat manifold of dimension $k$: show that the mean squared ratio is $1
-#    - k/d$.
+# 3. Take a random direction in $d$ dimensions and a flat manifold of dimension $k$. Show that the mean squared ratio is
+#    $1 - k/d$.
 #
 # ````{admonition} Solution
 # :class: dropdown
-# Choose axes so that the first $k$ span the manifold. The squared ratio is $\sum_{i>k} \delta_i^2 / \sum_i
-# \delta_i^2$. All $d$ terms have the same mean, and they add up to 1, so each is $1/d$, and $d - k$ of them are left.
+# Choose axes so that the first $k$ span the manifold. The squared ratio is
+# $\sum_{i>k} \delta_i^2 / \sum_i \delta_i^2$. All $d$ terms have the same mean, and they add up to 1, so each is $1/d$, and $d - k$ of them are left.
 # ````
 
 # %% tags=["remove-input"]
