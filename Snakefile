@@ -86,8 +86,8 @@ for path, (chapter, index) in POINTS.items():
             call=f"{chapter} --index {index} {FLAGS}",
         threads: workflow.cores or 1
         shell:
-            # Without PASSIVE, threads that wait spin, which on a busy machine costs many times the work.
-            "OMP_WAIT_POLICY=PASSIVE {sys.executable} -m advbook.chapters point {params.call}"
+            # Threads that wait for each other spin: long by default, which on a busy machine costs many times the work.
+            "GOMP_SPINCOUNT=10000 {sys.executable} -m advbook.chapters point {params.call}"
 
 
 rule sweep:
