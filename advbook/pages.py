@@ -34,12 +34,12 @@ def verdict(v: Verdict, number: str = ".4f") -> Markdown:
 def verdict_table(verdicts: Sequence[tuple[str, Verdict]], number: str = ".4f") -> Markdown:
     """Verdicts one under the other: (where from, verdict) pairs."""
     lines = [
-        "| claim | runs | statistic | value | 95 % interval | threshold | verdict |",
-        "|---|---|---|---|---|---|---|",
+        "| claim | verdict | value (95 % interval) | threshold | statistic | runs |",
+        "|---|---|---|---|---|---|",
     ]
     for source, v in verdicts:
-        interval = f"{v.low:{number}} to {v.high:{number}}"
-        cells = [v.claim, source, v.statistic, f"{v.value:{number}}", interval, f"{v.threshold:g}", f"**{v.outcome}**"]
+        value = f"{v.value:{number}} ({v.low:{number}} to {v.high:{number}})"
+        cells = [v.claim, f"**{v.outcome}**", value, f"{v.threshold:g}", v.statistic, source]
         lines.append(_line(cells))
     return Markdown("\n".join(lines))
 

@@ -289,7 +289,8 @@ display(
 # %% tags=["remove-input"] mystnb={"figure": {"caption": "Published rows: the ratio to the span of neighbours on several data sets.", "name": "fig-published"}, "image": {"alt": "For each data set a panel with a dot and an interval for each kind of perturbation."}}
 if published:
     panels = {
-        f"{t.dataset[0]}, {t.subset[0]} rows\nN = {t.n[0]}": off_manifold.pooled(t, "neighbours") for t in published
+        f"{setting.title(t.dataset[0])}, {t.subset[0]} rows\nN = {t.n[0]}": off_manifold.pooled(t, "neighbours")
+        for t in published
     }
     display(figures.intervals(panels, "ratio", r"distance / $\|\delta\|_2$"))
 
