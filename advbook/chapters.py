@@ -142,8 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         points = plan(given.profile, {name: _value(name, value) for name, value in given.p})
         if given.command == "check":
-            for p in (p for chapter in points.values() for p in chapter):
-                p.check_data() if any(name == "DATASET" for name, _ in given.p) else None
+            if any(name == "DATASET" for name, _ in given.p):  # named, so its data must be there
+                for p in (p for chapter in points.values() for p in chapter):
+                    p.check_data()
         elif given.command == "point":
             run(given.page, _point(points[given.page], given.index).injected(), None)
         elif given.command == "page":

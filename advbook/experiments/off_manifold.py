@@ -43,7 +43,7 @@ RETURNED = 0.1  # a projection "returns to x" if it lies within this share of |d
 WALK = np.linspace(0, 2, 21).astype(np.float32)  # t of the figure x + t delta
 SHOWN = 6  # examples on the page
 
-# Fixed before the run: spec of the check, not a result.
+# The verdicts' thresholds, fixed before any run.
 LEAVES_TRUE, LEAVES_APPROXIMATE, BEYOND_CHANCE = 0.9, 1.5, 1.0
 
 Values = Mapping[str, np.ndarray]  # quantity -> [images], NaN where an image does not count
@@ -311,7 +311,6 @@ def _examples(
     nearest, distance = projections["true" if p.known else "neighbours"]
     shape = (len(rows), len(t))
     shown = {
-        "shown/row": rows,
         "shown/x": x,
         "shown/delta": d,
         "shown/y": setting.y_test[rows],
@@ -369,7 +368,7 @@ def _rate(one: _Measured, name: str, definition: str) -> np.ndarray:
 
 
 def _pooled_distances(measured: list[_Measured]) -> list[dict[str, Any]]:
-    """Distances over all seeds with intervals, and the adversarial ratio against each control's, image by image."""
+    """Distances over all seeds with intervals, and the adversarial distance against each kind's, image by image."""
     rows = []
     for manifold, kind in measured[0].values:
         values = {name: np.stack([one.values[manifold, kind][name] for one in measured]) for name in EDGES}

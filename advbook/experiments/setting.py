@@ -53,8 +53,9 @@ def train_size(dataset: Dataset) -> int:
 
 
 def load(dataset: Dataset, n: int, subset: Subset, images: int, device: torch.device) -> Setting:
-    """The first (or random) n training images, the first `images` of the test set to attack, and the next ones held
-    out.
+    """The first (or random) n training images, the first `images` of the test set to attack, and others held out.
+
+    Held out are HELD_OUT random rows of all fonts on FONTS, and the next test images elsewhere.
     """
     return (_fonts if dataset == "fonts" else _real)(dataset, n, subset, images, device)
 
