@@ -22,13 +22,14 @@ def cnn(
     layers.
 
     There is no non-linearity between the two linear layers, as in the released code, and batch norm stands before
-    ReLU, as there (the paper's text names them the other way round). Source: Stutz et al., CVPR 2019, section 3.1,
-    and its released code.
+    ReLU, as there (the paper's text names them the other way round). The convolutions have no bias: batch norm takes
+    it away again, so its gradient is nothing but rounding, which Adam would blow up to full steps. Source: Stutz et
+    al., CVPR 2019, section 3.1, and its released code.
     """
     layers: list[nn.Module] = []
     width = colours
     for channel in channels:
-        layers += [nn.Conv2d(width, channel, 4, stride=2, padding=1), nn.BatchNorm2d(channel), nn.ReLU()]
+        layers += [nn.Conv2d(width, channel, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(channel), nn.ReLU()]
         width, side = channel, side // 2
     layers += [nn.Flatten(), nn.Linear(width * side**2, 10 * classes), nn.Linear(10 * classes, classes)]
     return initialize(nn.Sequential(*layers), generator)
@@ -44,15 +45,16 @@ def initialize(network: nn.Sequential, generator: torch.Generator) -> nn.Sequent
             fan_in = module.weight[0].numel()
             with torch.no_grad():
                 module.weight.normal_(0, math.sqrt(2 / (3 * fan_in)), generator=generator)
-            assert module.bias is not None
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     return network
 
 
 def folded(network: nn.Sequential) -> nn.Sequential:
     """The same function in evaluation mode with every batch norm folded into the convolution before it.
 
-    Returns a new network without gradients on its weights: attacks differentiate by the input alone.
+    Returns a new network without gradients on its weights: attacks differentiate by the input alone. The weights lie
+    channels last, which is faster on a CPU.
     """
     layers: list[nn.Module] = []
     for module in copy.deepcopy(network).eval():
@@ -60,7 +62,7 @@ def folded(network: nn.Sequential) -> nn.Sequential:
             layers[-1] = fuse_conv_bn_eval(layers[-1], module)
         else:
             layers.append(module)
-    return nn.Sequential(*layers).eval().requires_grad_(False)
+    return nn.Sequential(*layers).eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 @torch.no_grad()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +34,29 @@ def fingerprint(recipe: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def trained(recipe: Mapping[str, Any], network: nn.Module, train: Callable[[nn.Module], nn.Module]) -> nn.Module:
-    """The network of a recipe: read if it was trained before, else trained and kept.
+def trained(
+    recipes: Sequence[Mapping[str, Any]],
+    networks: Sequence[nn.Module],
+    train: Callable[[list[int]], Sequence[nn.Module]],
+) -> list[nn.Module]:
+    """The networks of recipes: each read if it was trained before; the others trained together and kept.
 
-    network: freshly initialized, on its device; its weights are replaced. One process trains, others wait for it.
+    networks: freshly initialized, on their device; their weights are replaced. train(missing) gives the trained
+    networks for the recipes of these numbers. One process trains a recipe, others wait for it.
     """
-    path = home() / "models" / f"{fingerprint(recipe)}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        if path.exists() and _read(path, network):
-            return network.eval()
-        network = train(network)
-        state = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
-        files.write(path, save(state, {"recipe": json.dumps(recipe, sort_keys=True), "digest": _digest(state)}))
-    return network.eval()
+    paths = [home() / "models" / f"{fingerprint(recipe)}.safetensors" for recipe in recipes]
+    found = list(networks)
+    with ExitStack() as locks:
+        for path in sorted(set(paths)):  # in one order for all processes, or two could wait for each other
+            path.parent.mkdir(parents=True, exist_ok=True)
+            locks.enter_context(FileLock(f"{path}.lock"))
+        missing = [i for i, path in enumerate(paths) if not (path.exists() and _read(path, found[i]))]
+        for i, network in zip(missing, train(missing) if missing else [], strict=True):
+            found[i] = network
+            state = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
+            metadata = {"recipe": json.dumps(recipes[i], sort_keys=True), "digest": _digest(state)}
+            files.write(paths[i], save(state, metadata))
+    return [network.eval() for network in found]
 
 
 def _read(path: Path, network: nn.Module) -> bool:

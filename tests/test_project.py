@@ -18,7 +18,8 @@ LAYERS = (
     ("fonts", "datasets"),
     ("networks",),
     ("manifolds",),
-    ("fleet",),
+    ("fleet", "capture"),
+    ("kernels",),
     ("attacks",),
     ("training",),
     ("metrics", "gaussian"),
@@ -135,6 +136,17 @@ def test_a_place_on_a_machine_would_be_found():
 def test_nothing_that_is_made_is_tracked():
     made = re.compile(r"^(_build|book/chapters|\.advbook|\.snakemake|\.venv)/|\.ipynb$|\.pyc$|\.egg-info/")
     assert [name for name in files() if made.search(name)] == []
+
+
+# --- the README -------------------------------------------------------------------------------------------------
+
+
+def test_the_readmes_code_runs_as_written_and_fools_the_network():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names: dict = {}
+    exec(code, names)
+    for name in ("found", "strong", "unseen"):
+        assert names[name].success.any(0).all(), name
 
 
 # --- layers ---------------------------------------------------------------------------------------------------

@@ -36,6 +36,12 @@ def unwanted(network):
     raise AssertionError("it was trained before")
 
 
+def trained(recipe, network, train):
+    """A fleet of one, trained by a function of the network."""
+    (found,) = store.trained([recipe], [network], lambda missing: [train(network)])
+    return found
+
+
 def same(one, other):
     one, other = one.state_dict(), other.state_dict()
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
@@ -82,18 +88,36 @@ def test_a_fingerprint_does_not_depend_on_the_order_but_on_everything_else(recip
 
 
 def test_a_recipe_is_trained_once(home):
-    trained = store.trained(RECIPE, fresh(), learn)
-    again = store.trained(dict(reversed(RECIPE.items())), fresh(seed=9), unwanted)
-    assert same(trained, again)
-    assert same(trained, learn(fresh()))
-    assert not trained.training
+    first = trained(RECIPE, fresh(), learn)
+    again = trained(dict(reversed(RECIPE.items())), fresh(seed=9), unwanted)
+    assert same(first, again)
+    assert same(first, learn(fresh()))
+    assert not first.training
     assert not again.training
     assert not list(home.rglob("*.part"))
 
 
+def test_of_several_recipes_only_the_missing_ones_are_trained_and_together(home):
+    kept = trained({**RECIPE, "seed": 4}, fresh(), learn)
+    asked, networks = [], [fresh(seed) for seed in range(3)]
+
+    def train(missing):
+        asked.append(missing)
+        return [learn(networks[i]) for i in missing]
+
+    found = store.trained([{**RECIPE, "seed": seed} for seed in (3, 4, 5)], networks, train)
+    assert asked == [[0, 2]]
+    assert same(found[1], kept)
+    assert same(found[0], learn(fresh(0)))
+    assert same(found[2], learn(fresh(2)))
+    again = store.trained([{**RECIPE, "seed": seed} for seed in (5, 3)], [fresh(8), fresh(9)], unwanted)
+    assert same(again[0], found[2])
+    assert same(again[1], found[0])
+
+
 def test_another_recipe_is_another_network(home):
-    store.trained(RECIPE, fresh(), learn)
-    other = store.trained({**RECIPE, "seed": 4}, fresh(seed=1), learn)
+    trained(RECIPE, fresh(), learn)
+    other = trained({**RECIPE, "seed": 4}, fresh(seed=1), learn)
     assert same(other, learn(fresh(seed=1)))
     assert len(list(home.glob("models/*.safetensors"))) == 2
 
@@ -125,25 +149,25 @@ DAMAGES = [truncated, cut_short, emptied, flipped, replaced]
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_set_aside_and_trained_again(home, capsys, damage):
-    store.trained(RECIPE, fresh(), learn)
+    trained(RECIPE, fresh(), learn)
     path = only_file(home)
     damage(path)
     content = path.read_bytes()
-    assert same(store.trained(RECIPE, fresh(), learn), learn(fresh()))
+    assert same(trained(RECIPE, fresh(), learn), learn(fresh()))
     damaged = path.with_name(path.name + ".damaged")
     assert damaged.read_bytes() == content, "set aside, not deleted"
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert f"{path.name} is damaged" in said
     assert damaged.name in said
-    assert same(store.trained(RECIPE, fresh(seed=5), unwanted), learn(fresh()))
+    assert same(trained(RECIPE, fresh(seed=5), unwanted), learn(fresh()))
 
 
 def test_a_file_of_another_shape_leaves_no_trace_in_what_is_trained_instead(home, capsys):
     """Reading stops half-way through the tensors: training must start from the fresh network all the same."""
     wider = cnn(3, (3, 4), generator=torch.Generator().manual_seed(8))
-    store.trained(RECIPE, wider, learn)
-    assert same(store.trained(RECIPE, fresh(), learn), learn(fresh()))
+    trained(RECIPE, wider, learn)
+    assert same(trained(RECIPE, fresh(), learn), learn(fresh()))
     assert "is damaged" in capsys.readouterr().err
     assert only_file(home).with_name(only_file(home).name + ".damaged").exists()
 
@@ -157,7 +181,7 @@ def test_no_flipped_bit_gives_wrong_weights(home):
     torch.manual_seed(0)
     start = small()
     expected = {name: 2 * value + 1 for name, value in start.state_dict().items()}
-    store.trained(RECIPE, start, learn)
+    trained(RECIPE, start, learn)
     path = only_file(home)
     whole = path.read_bytes()
     for place in random.Random(0).sample(range(8 * len(whole)), 250):
@@ -176,9 +200,9 @@ def test_no_flipped_bit_gives_wrong_weights(home):
 
 def read_again(path, network):
     """Whether the store takes the file for whole; if so the network has its weights."""
-    trained = []
-    store.trained(RECIPE, network, lambda network: trained.append(1) or network)
-    return not trained
+    calls = []
+    trained(RECIPE, network, lambda network: calls.append(1) or network)
+    return not calls
 
 
 def test_training_that_fails_leaves_nothing_and_the_next_one_works(home):
@@ -186,13 +210,13 @@ def test_training_that_fails_leaves_nothing_and_the_next_one_works(home):
         raise FloatingPointError("Training diverged.")
 
     with pytest.raises(FloatingPointError):
-        store.trained(RECIPE, fresh(), fail)
+        trained(RECIPE, fresh(), fail)
     assert not list(home.glob("models/*.safetensors"))
-    assert same(store.trained(RECIPE, fresh(), learn), learn(fresh()))
+    assert same(trained(RECIPE, fresh(), learn), learn(fresh()))
 
 
 def test_the_file_says_what_it_is(home):
-    store.trained(RECIPE, fresh(), learn)
+    trained(RECIPE, fresh(), learn)
     with store.safe_open(only_file(home), framework="pt") as file:
         assert json.loads(file.metadata()["recipe"]) == RECIPE
 
@@ -209,7 +233,7 @@ def train(network):
     time.sleep(SECONDS)
     return learn(network)
 
-network = store.trained(RECIPE, fresh(), train)
+(network,) = store.trained([RECIPE], [fresh()], lambda missing: [train(fresh())])
 print(float(sum(value.double().sum() for value in network.state_dict().values())))
 """
 
@@ -236,17 +260,18 @@ def test_a_killed_training_holds_nobody_up(home, tmp_path):
     assert run.poll() is None, run.communicate()
     run.send_signal(signal.SIGKILL)
     run.communicate()
-    assert same(store.trained(RECIPE, fresh(), learn), learn(fresh()))
+    assert same(trained(RECIPE, fresh(), learn), learn(fresh()))
 
 
 def test_a_full_disk_does_not_lose_the_networks_that_are_there(home):
-    store.trained(RECIPE, fresh(), learn)
+    trained(RECIPE, fresh(), learn)
     before = {path: hashlib.sha256(path.read_bytes()).digest() for path in home.rglob("*.safetensors")}
     run = script(f"""{FULL_DISK}
 import torch
 from advbook import store
 from advbook.networks import cnn
-store.trained({{"seed": 5}}, cnn(generator=torch.Generator()), lambda network: network)
+network = cnn(generator=torch.Generator())
+store.trained([{{"seed": 5}}], [network], lambda missing: [network])
 """)
     _, stderr = run.communicate()
     assert run.returncode != 0

@@ -1,98 +1,188 @@
-"""Projected gradient ascent on the cross-entropy: the regular attack, and the same loop in the latent space."""
+"""Projected gradient ascent: the regular attack in four norms, its one-step form, and the same in latent space."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from advbook.attacks.engine import ascend
-from advbook.attacks.norms import linf_ball, linf_start
-from advbook.attacks.objectives import cross_entropy, fooled
-from advbook.attacks.spaces import Latent, Pixels, Space
-from advbook.attacks.steps import StepRule, adam
+from advbook.attacks import norms
+from advbook.attacks.engine import Network, Objective, Slope, Stop, Win, ascend, gradient
+from advbook.attacks.norms import L0, L2, LINF, Norm, Start
+from advbook.attacks.objectives import cross_entropy, fooled, log_odds
+from advbook.attacks.spaces import Joint, Latent, Pixels, Space
+from advbook.attacks.steps import StepRule, adam, ascent
+from advbook.fleet import Fleet
 
 
 @dataclass(frozen=True)
 class Attack:
-    """Examples found for R restarts of B images.
+    """Examples found for R restarts of B images; for a fleet of M, the axis M stands after R.
 
-    x: [R, B, C, H, W] in [0, 1]; success: [R, B] bool, the network errs on x; steps: [R, B] gradient steps spent;
-    forwards: forward samples per input.
+    x: [R, B, C, H, W] in [0, 1]; success: [R, B] bool, the network errs on x; value: [R, B] the objective there;
+    steps: [R, B] steps spent; forwards: forward samples per input and model.
     """
 
     x: Tensor
     success: Tensor
+    value: Tensor
     steps: Tensor
     forwards: float
 
 
-def pgd_linf(
-    f: Callable[[Tensor], Tensor],
+def pgd(
+    f: Network | Fleet,
     x: Tensor,
     y: Tensor,
     *,
     eps: float,
+    norm: Norm = LINF,
     steps: int = 40,
     restarts: int = 5,
     rule: StepRule | None = None,
+    start: Start | None = None,
     generator: torch.Generator,
-    label: str | None = None,
+    **options: Any,
 ) -> Attack:
-    """Regular adversarial examples: max over |delta|_inf <= eps of the cross-entropy, each pair until its first
-    success.
+    """Regular adversarial examples: max over |delta| <= eps of the cross-entropy, or of another objective.
 
-    x: [B, C, H, W]; y: [B]. rule: the step rule, Adam with learning rate .005 by default, which travels about .005 a
-    step in a pixel. The first restart starts like the others, from a random point (norms.linf_start). Raises
-    ValueError if eps < 0, steps < 0 or restarts < 1. Source: Stutz et al., CVPR 2019, equation (1).
+    f: a network or a fleet; x: [B, C, H, W]; y: [B]. rule: by default Adam with learning rate .005 for L-inf, as in
+    the paper, and for the other norms steps of eps / 10 along the normalized gradient (for L0: of 250, as published
+    by Stutz et al., ICML 2020). objective: with the paper's rule the cross-entropy itself, else its log-odds
+    (objectives.log_odds). start: by default norms.gaussian for L-inf, as in the paper, and norms.shells
+    elsewhere. options: those of `attack`. Raises ValueError if eps < 0, steps < 0 or restarts < 1. Source: Stutz et
+    al., CVPR 2019, equation (1).
     """
-    _check("eps", eps, 0)
-    return _first_success(f, Pixels(x, linf_ball(eps)), x, y, eps, steps, restarts, rule, generator, label)
+    at_least("eps", eps, 0)
+    # Along signs and normalized gradients the log-odds lead the same way as the cross-entropy, and never underflow.
+    options.setdefault("objective", cross_entropy if rule is None and norm is LINF else log_odds)
+    if rule is None:
+        lr = 250.0 if norm is L0 else eps / 10
+        direction = norm.direction if norm is L0 else L2.direction
+        rule = adam(lr=0.005) if norm is LINF else ascent(lr, direction)
+    start = start or (norms.gaussian if norm is LINF else norms.shells)(norm, eps)
+    space = Pixels(x, eps, norm)
+    return attack(
+        f, space, y, x, start=start, rule=rule, steps=steps, restarts=restarts, generator=generator, **options
+    )
+
+
+def fgsm(f: Network | Fleet, x: Tensor, y: Tensor, *, eps: float, label: str | None = None) -> Attack:
+    """The fast gradient sign method: one step of eps along the gradient's sign, the image itself kept where it wins.
+
+    Source: Goodfellow et al., 2015.
+    """
+    at_least("eps", eps, 0)
+    return attack(
+        f, Pixels(x, eps), y, x, start=norms.zero(LINF, eps), rule=ascent(eps, torch.sign), steps=1, restarts=1,
+        generator=torch.Generator(), objective=log_odds, label=label,
+    )  # fmt: skip
 
 
 def pgd_latent(
-    f: Callable[[Tensor], Tensor],
+    f: Network | Fleet,
     space: Latent,
     y: Tensor,
     *,
-    eta: float,
     steps: int = 40,
     restarts: int = 5,
     rule: StepRule | None = None,
     generator: torch.Generator,
-    label: str | None = None,
+    **options: Any,
 ) -> Attack:
-    """On-manifold adversarial examples: max over |zeta|_inf <= eta of the cross-entropy of f(dec(z + zeta)).
+    """On-manifold adversarial examples, and adversarial transformations: max over |zeta| <= eta of the cross-entropy
+    of f(dec(z + zeta)).
 
-    space: the latents, whose ball should have the radius eta; the rest as in pgd_linf. Source: Stutz et al., CVPR
-    2019, equation (3).
+    space: the latents, with their eta; start: norms.gaussian; the rest as in pgd. Source: Stutz et al., CVPR 2019,
+    equation (3).
     """
-    _check("eta", eta, 0)
-    return _first_success(f, space, space.z, y, eta, steps, restarts, rule, generator, label)
+    at_least("eta", space.eta, 0)
+    start = norms.gaussian(space.norm, space.eta)
+    options.setdefault("objective", cross_entropy if rule is None else log_odds)
+    rule = rule or adam(lr=0.005)
+    return attack(
+        f, space, y, space.z, start=start, rule=rule, steps=steps, restarts=restarts, generator=generator, **options
+    )  # fmt: skip
 
 
-def _first_success(
-    f: Callable[[Tensor], Tensor],
-    space: Space,
-    like: Tensor,
+def pgd_joint(
+    f: Network | Fleet,
+    space: Joint,
     y: Tensor,
-    radius: float,
+    *,
+    steps: int = 40,
+    restarts: int = 5,
+    rule: StepRule | None = None,
+    generator: torch.Generator,
+    **options: Any,
+) -> Attack:
+    """Joint adversarial examples: max over |zeta| <= eta and |delta| <= eps of the cross-entropy of
+    f(dec(z + zeta) + delta).
+
+    rule: by default sign steps of a tenth of each budget. start: uniform in each ball. The rest as in pgd.
+    """
+    at_least("eta", space.latent.eta, 0)
+    at_least("eps", space.eps, 0)
+    latent, image = space.latent, space.latent.z.new_zeros(len(space), *space.shape)
+
+    def start(like: Tensor, random: torch.Generator) -> Tensor:
+        zeta = norms.volume(latent.norm, latent.eta)(latent.z, random)
+        return space.join(zeta, norms.volume(space.norm, space.eps)(image, random))
+
+    like = space.join(latent.z, image)
+    options.setdefault("objective", log_odds)
+    rule = rule or ascent(0.1, torch.sign)
+    return attack(
+        f, space, y, like, start=start, rule=rule, steps=steps, restarts=restarts, generator=generator, **options
+    )
+
+
+def attack(
+    f: Network | Fleet,
+    space: Space,
+    y: Tensor,
+    like: Tensor,
+    *,
+    start: Start,
+    rule: StepRule,
     steps: int,
     restarts: int,
-    rule: StepRule | None,
     generator: torch.Generator,
-    label: str | None,
+    objective: Objective = cross_entropy,
+    win: Win = fooled,
+    stop: Stop = "pair",
+    slope: Slope = gradient,
+    draft: Network | Fleet | None = None,
+    batch: int = 512,
+    label: str | None = None,
 ) -> Attack:
-    _check("restarts", restarts, 1)
-    start = torch.stack([linf_start(like, radius, generator) for _ in range(restarts)])
-    rule = rule or adam(lr=0.005)
-    found = ascend(f, space, y, start, objective=cross_entropy, rule=rule, steps=steps, win=fooled, label=label)
-    examples = torch.stack([space.image(u) for u in found.u])
-    return Attack(examples, found.won, found.steps, found.forwards)
+    """Any gradient attack: ascend in a space from random start points, and give images.
+
+    space, y: B rows; like: [B, ...], shaped as the space's u; start: draws R start points a row, the same ones for
+    every member of a fleet. The rest as in engine.ascend. Raises ValueError if steps < 0 or restarts < 1.
+    """
+    at_least("restarts", restarts, 1)
+    points = torch.stack([start(like, generator) for _ in range(restarts)])  # [R, B, ...]
+    if isinstance(f, Fleet):
+        points = points[:, None].expand(-1, f.members, *[-1] * like.ndim)  # [R, M, B, ...]
+    found = ascend(
+        f, space, y, points, objective=objective, rule=rule, steps=steps, win=win, stop=stop, slope=slope,
+        draft=draft, batch=batch, label=label,
+    )  # fmt: skip
+    return Attack(images(space, found.u, found.won.ndim), found.won, found.value, found.steps, found.forwards)
 
 
-def _check(name: str, value: float, least: float) -> None:
+def images(space: Space, u: Tensor, lead: int) -> Tensor:
+    """g(u) of a space of B rows for u with the leading axes [R, B] or [R, M, B] (lead = 2 or 3)."""
+    runs = u.flatten(0, lead - 2)  # [R, B, ...] or [R M, B, ...]
+    with torch.no_grad():
+        found = torch.stack([space.image(run) for run in runs])
+    return found.view(*u.shape[:lead], *found.shape[2:])
+
+
+def at_least(name: str, value: float, least: float) -> None:
+    """Raises ValueError if a parameter is below what is allowed (or NaN)."""
     if not value >= least:
         raise ValueError(f"{name} = {value}: allowed is {least} or more.")

@@ -14,13 +14,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from advbook import datasets, metrics, networks
-from advbook.attacks.norms import linf_ball
-from advbook.attacks.pgd import Attack, pgd_latent, pgd_linf
+from advbook.attacks.pgd import Attack, pgd, pgd_latent
 from advbook.attacks.spaces import Latent
 from advbook.attacks.steps import sign
 from advbook.experiments import Parameters, Result
 from advbook.experiments.controls import controls
-from advbook.experiments.setting import Dataset, Setting, Subset, classifier, load, train_size
+from advbook.experiments.setting import Dataset, Setting, Subset, classifiers, load, train_size
 from advbook.ledger import Verdict, counts
 from advbook.manifolds.projection import (
     adam_schedule,
@@ -87,9 +86,9 @@ class OffManifold(Parameters):
         """The images of this point, on its device."""
         return load(self.dataset, self.n, self.subset, self.images, self.torch_device())
 
-    def network(self, setting: Setting, seed: int) -> nn.Sequential:
-        """The trained network of a seed."""
-        return classifier(setting, self.dataset, self.n, self.subset, epochs=self.epochs, seed=seed)
+    def networks(self, setting: Setting) -> list[nn.Sequential]:
+        """The trained network of every seed."""
+        return classifiers(setting, self.dataset, self.n, self.subset, epochs=self.epochs, seeds=self.seeds)
 
     def larger(self) -> dict[str, Any]:
         """Twice the training images, or, if there are not so many, twice the networks."""
@@ -131,7 +130,7 @@ class OffManifold(Parameters):
     def compute(self) -> Result:
         """Train, attack and measure, seed by seed."""
         setting = self.load()
-        measured = [_measure(self, setting, seed) for seed in range(self.seeds)]
+        measured = [_measure(self, setting, f, seed) for seed, f in enumerate(self.networks(setting))]
         rows = [row for one in measured for row in one.rows]
         rows += _pooled_successes(measured) + _pooled_distances(measured)
         arrays = {
@@ -156,9 +155,9 @@ class _Measured:
     shown: Mapping[str, np.ndarray]
 
 
-def _measure(p: OffManifold, setting: Setting, seed: int) -> _Measured:
+def _measure(p: OffManifold, setting: Setting, f: nn.Sequential, seed: int) -> _Measured:
     generator = torch.Generator().manual_seed(10_000 + seed)
-    f, x, y = p.network(setting, seed), setting.x_test, setting.y_test
+    x, y = setting.x_test, setting.y_test
     correct = networks.predict(f, x).argmax(1) == y
     error = metrics.error(networks.predict(f, setting.x_held_out), setting.y_held_out)
     attacks = _attacks(p, f, setting, generator, f"network {seed}: ")
@@ -193,15 +192,13 @@ def _attacks(
     x, y = setting.x_test, setting.y_test
     budget: dict[str, Any] = {"steps": p.steps, "restarts": p.restarts, "generator": generator}
     found = {
-        "adversarial": pgd_linf(f, x, y, eps=p.eps, label=label + "regular attack", **budget),
-        "sign steps": pgd_linf(
-            f, x, y, eps=p.eps, rule=sign(2.5 * p.eps / p.steps), label=label + "sign steps", **budget
-        ),
+        "adversarial": pgd(f, x, y, eps=p.eps, label=label + "regular attack", **budget),
+        "sign steps": pgd(f, x, y, eps=p.eps, rule=sign(2.5 * p.eps / p.steps), label=label + "sign steps", **budget),
     }
     if setting.manifold is not None and setting.theta is not None:
         m = setting.manifold
-        space = Latent(setting.theta, m.decode, setting.context, m.low, m.high, linf_ball(p.eta))
-        found["on-manifold"] = pgd_latent(f, space, y, eta=p.eta, label=label + "on-manifold attack", **budget)
+        space = Latent(setting.theta, m.decode, setting.context, m.low, m.high, p.eta)
+        found["on-manifold"] = pgd_latent(f, space, y, label=label + "on-manifold attack", **budget)
     return found
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from advbook import datasets, fonts, networks, store, training
+from advbook.fleet import Stack
 from advbook.manifolds.projection import Manifold
 
 Dataset = Literal["fonts", "mnist", "fashion_mnist", "emnist"]
@@ -98,26 +99,31 @@ def _real(dataset: Dataset, n: int, subset: Subset, images: int, device: torch.d
     )
 
 
-def classifier(setting: Setting, dataset: Dataset, n: int, subset: Subset, *, epochs: int, seed: int) -> nn.Sequential:
-    """The normally trained standard network of a seed, batch norm folded; from the store if it was trained before."""
+def classifiers(
+    setting: Setting, dataset: Dataset, n: int, subset: Subset, *, epochs: int, seeds: int
+) -> list[nn.Sequential]:
+    """The normally trained standard networks of seeds 0, 1, ..., batch norm folded; from the store where they are."""
     device = setting.x.device
     schedule = training.Schedule(epochs=epochs)
-    generator = torch.Generator().manual_seed(seed)
-    network = networks.cnn(len(setting.classes), generator=generator).to(device)
-    recipe = {
-        "version": 1,  # raise it when training or the network changes what it computes
-        "training": "normal",
-        "network": "cnn",
-        "schedule": schedule.model_dump(),
-        "data": [dataset, subset, n],
-        "seed": seed,
-        "device": device.type,
-    }
+    generators = [torch.Generator().manual_seed(seed) for seed in range(seeds)]
+    fresh = [networks.cnn(len(setting.classes), generator=generator).to(device) for generator in generators]
+    recipes = [
+        {
+            "version": 2,  # raise it when training or the network changes what it computes
+            "training": "normal",
+            "network": "cnn",
+            "schedule": schedule.model_dump(),
+            "data": [dataset, subset, n],
+            "seed": seed,
+            "device": device.type,
+        }
+        for seed in range(seeds)
+    ]
 
-    def train(fresh: nn.Module) -> nn.Module:
-        label = f"training network {seed}"
-        return training.normal(fresh, setting.x, setting.y, schedule, generator=generator, label=label)
+    def train(missing: list[int]) -> list[nn.Module]:
+        fleet = Stack([fresh[i] for i in missing])
+        chosen = [generators[i] for i in missing]
+        label = "training networks " + ", ".join(map(str, missing))
+        return training.normal(fleet, setting.x, setting.y, schedule, generators=chosen, label=label).unstack()
 
-    trained = store.trained(recipe, network, train)
-    assert isinstance(trained, nn.Sequential)
-    return networks.folded(trained)
+    return [networks.folded(cast(nn.Sequential, network)) for network in store.trained(recipes, fresh, train)]

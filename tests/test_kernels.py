@@ -1,0 +1,109 @@
+"""advbook.kernels: the banded form is the network itself, whatever its size, fleet and data type."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from advbook.fleet import Stack
+from advbook.kernels import Banded, bfloat16_is_fast
+from advbook.networks import cnn, folded
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def network(seed=0, classes=3, channels=(3, 4), side=12, colours=1):
+    """Weights with batch norm statistics of their own, in evaluation mode."""
+    made = cnn(classes, channels, side=side, colours=colours, generator=seeded(seed)).double()
+    made.train()
+    with torch.no_grad():
+        made(2 * torch.rand(16, colours, side, side, generator=seeded(seed + 1), dtype=torch.float64) + seed)
+        for module in made:
+            if isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 2, generator=seeded(seed + 2))
+                module.bias.uniform_(-1, 1, generator=seeded(seed + 3))
+            if isinstance(module, nn.Linear):
+                module.bias.uniform_(-1, 1, generator=seeded(seed + 4))
+    return made.eval()
+
+
+def both(f, x):
+    """Outputs, and the gradient of a fixed combination of them by the images."""
+    x = x.clone().requires_grad_()
+    output = f(x)
+    weights = torch.linspace(-1, 2, output.numel(), dtype=torch.float64).view(output.shape)
+    (slope,) = torch.autograd.grad((output.double() * weights).sum(), x)
+    return output.detach(), slope
+
+
+@given(
+    side=st.integers(4, 15),
+    colours=st.sampled_from([1, 3]),
+    channels=st.lists(st.integers(1, 5), min_size=1, max_size=2),
+    members=st.integers(1, 3),
+    images=st.integers(1, 4),
+)
+def test_it_is_the_network_and_its_gradient(side, colours, channels, members, images):
+    modules = [network(seed, 3, tuple(channels), side, colours) for seed in range(members)]
+    banded = Banded(Stack(modules), dtype=torch.float64, side=side)
+    x = torch.rand(members, images, colours, side, side, generator=seeded(9), dtype=torch.float64)
+    output, slope = both(banded, x)
+    expected, gradient = both(lambda x: torch.stack([f(own) for f, own in zip(modules, x, strict=True)]), x)
+    torch.testing.assert_close(output, expected, atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(slope, gradient, atol=1e-10, rtol=1e-10)
+
+
+def test_one_network_is_a_fleet_of_one_and_batch_norm_may_be_folded_already():
+    single = network()
+    x = torch.rand(5, 1, 12, 12, generator=seeded(1), dtype=torch.float64)
+    for made in (single, folded(single)):
+        banded = Banded(made, dtype=torch.float64, side=12)
+        assert banded.members == 1
+        torch.testing.assert_close(banded.by_rows(x), single(x), atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+def test_coarser_products_give_nearly_the_same(dtype, tolerance):
+    single = network(channels=(8, 8)).float()
+    x = torch.rand(50, 1, 12, 12, generator=seeded(1))
+    output, slope = both(Banded(single, dtype=dtype, side=12).by_rows, x)
+    expected, gradient = both(single, x)
+    assert output.dtype == slope.dtype == torch.float32
+    assert ((output - expected).norm() / expected.norm()).item() < tolerance
+    likeness = torch.nn.functional.cosine_similarity(slope.flatten(1), gradient.flatten(1))
+    assert likeness.median() > 1 - tolerance
+
+
+def test_the_weights_are_those_at_the_time_of_making():
+    single = network()
+    x = torch.rand(2, 1, 12, 12, generator=seeded(1), dtype=torch.float64)
+    banded = Banded(single, dtype=torch.float64, side=12)
+    before = banded.by_rows(x)
+    with torch.no_grad():
+        single[0].weight.mul_(2)
+    assert torch.equal(banded.by_rows(x), before)
+    assert not torch.allclose(Banded(single, dtype=torch.float64, side=12).by_rows(x), before)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([nn.Flatten(), nn.Linear(144, 2)], "allowed are convolutions"),
+        ([nn.Conv2d(1, 2, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten()], "kernel of 4 with stride 2"),
+        ([nn.Conv2d(1, 2, 4, stride=2, padding=1), nn.Flatten(), nn.Linear(72, 2)], "without ReLU"),
+        ([nn.Conv2d(1, 2, 4, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(72, 5), nn.ReLU()], "ReLU after"),
+    ],
+)
+def test_another_architecture_is_refused(layers, message):
+    with pytest.raises(ValueError, match=message):
+        Banded(nn.Sequential(*layers), side=12)
+
+
+def test_a_cpu_without_units_for_bfloat16_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert bfloat16_is_fast("cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert not bfloat16_is_fast("cpu")
