@@ -5,7 +5,7 @@
 #   make test                      the tests
 #   make lab                       the notebooks in JupyterLab
 #   make sweep PROFILE=standard    all points of a profile
-#   make bench                     how fast the parts are on this machine
+#   make bench                     how fast the attacks are, beside other libraries; BENCH="--sizes small" for a short run
 #
 # On Linux without a GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu saves gigabytes of CUDA packages.
 
@@ -37,8 +37,8 @@ lab: .venv/lab
 sweep: .venv/book
 	$(RUN) --keep-going sweep --config profile=$(PROFILE) $(SET)
 
-bench: .venv/book
-	$(BIN)/python scripts/benchmark.py
+bench: .venv/bench
+	$(BIN)/python scripts/benchmark.py $(BENCH)
 
 clean:
 	rm -rf _build book/chapters .snakemake
@@ -60,4 +60,10 @@ clean:
 .venv/lab: .venv/book
 	$(PIP) --editable '.[lab]'
 	$(BIN)/jupytext-config set-default-viewer python
+	touch $@
+
+# The last two ask for packages that are not wanted here: see scripts/benchmark-requirements.txt.
+.venv/bench: .venv/book scripts/benchmark-requirements.txt
+	$(PIP) --requirement scripts/benchmark-requirements.txt
+	$(PIP) --no-deps adv-lib==0.2.8 torchattacks==3.5.1
 	touch $@

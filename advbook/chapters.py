@@ -22,7 +22,7 @@ from advbook.experiments import ParameterError, Parameters, did_you_mean
 from advbook.experiments.off_manifold import OffManifold
 
 CHAPTERS: dict[str, type[Parameters]] = {chapter.experiment: chapter for chapter in (OffManifold,)}
-PAGES = (*CHAPTERS, "claims")  # the notebooks of nbs/, in the order of the book
+PAGES = (*CHAPTERS, "claims", "speed")  # the notebooks of nbs/, in the order of the book
 PROFILES = store.CHECKOUT / "nbs" / "profiles"
 Plan = dict[str, list[Parameters]]
 
@@ -179,6 +179,8 @@ def _point(points: Sequence[Parameters], index: int) -> Parameters:
 def _page_parameters(page: str, points: Plan) -> dict[str, Any]:
     if page in points:
         return points[page][0].injected()
+    if page != "claims":  # drawn from published rows alone
+        return {}
     return {
         "ROWS": [str(path.relative_to(store.home())) for chapter in points.values() for path in row_files(chapter[:1])]
     }

@@ -356,7 +356,9 @@ def test_site_in_a_browser_without_a_network(site):
 def test_what_a_browser_finds_broken_is_reported(site, tmp_path, monkeypatch):
     monkeypatch.setattr(site_checks, "WAIT_MS", 4_000)
     broken = tmp_path / "html"
-    shutil.copytree(site, broken, ignore=shutil.ignore_patterns("data.html", "references.html", "claims.html"))
+    shutil.copytree(
+        site, broken, ignore=shutil.ignore_patterns("data.html", "references.html", "claims.html", "speed.html")
+    )
     (broken / "_static" / "vendor" / "anywidget.js").write_text("define(() => ({}));")
     (broken / "_static" / "vendor" / "mathjax" / "tex-chtml.js").write_text("")
     page = broken / "book" / "notation.html"

@@ -218,6 +218,20 @@ def test_a_network_that_gives_no_numbers_is_an_error(value, call):
         ascend(broken, space, y, start, objective=cross_entropy, rule=adam(0.1), steps=4)
 
 
+@pytest.mark.parametrize("dtype", [
+    torch.bfloat16, torch.float16,
+    torch.float64,
+])  # fmt: skip
+@pytest.mark.parametrize("stop", ["pair", "never"])
+def test_a_network_may_answer_in_another_precision_than_its_images_have(dtype, stop):
+    network, space, y, start = problem()
+    ascent = ascend(lambda x: network(x).to(dtype), space, y, start, objective=cross_entropy, rule=adam(0.02), steps=5,
+                    win=fooled, stop=stop)  # fmt: skip
+    assert ascent.u.dtype == ascent.value.dtype == torch.float32
+    plain = ascend(network, space, y, start, objective=cross_entropy, rule=adam(0.02), steps=5, win=fooled, stop=stop)
+    torch.testing.assert_close(ascent.value, plain.value, atol=0.1, rtol=0.1)
+
+
 def test_float64_stays_float64():
     network, space, y, start = problem()
     space = Pixels(space.x.double(), space.eps)
@@ -226,6 +240,16 @@ def test_float64_stays_float64():
     single = ascend(network, Pixels(space.x.float(), space.eps), y, start,
                     objective=cross_entropy, rule=adam(0.02), steps=5)  # fmt: skip
     torch.testing.assert_close(ascent.value.float(), single.value, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"stop": "first"}, "stop = 'first': allowed are pair, image, never"), ({"batch": 0}, "batch = 0")],
+)
+def test_what_is_not_allowed_is_said_in_a_sentence(wrong, message):
+    network, space, y, start = problem()
+    with pytest.raises(ValueError, match=message):
+        ascend(network, space, y, start, objective=cross_entropy, rule=adam(0.02), steps=5, **wrong)
 
 
 # --- when to stop -------------------------------------------------------------------------------------------------
@@ -287,6 +311,20 @@ def test_a_win_on_the_way_is_none_where_the_best_iterate_does_not_win():
     run = {"objective": lambda output, target: output[:, 0], "rule": sign(0.05), "steps": 9, "win": window}
     assert ascend(brightness, space, torch.zeros(1), start, stop="pair", **run).won.all()
     assert not ascend(brightness, space, torch.zeros(1), start, stop="never", **run).won.any()
+
+
+@pytest.mark.parametrize("best_wins", [True, False])
+def test_without_a_stop_the_last_iterate_has_no_say(best_wins):
+    """Steps of .08 around the maximum at .55 go .5, .58, .5: the best is the second, whatever the last one is."""
+
+    def bright(output, target):
+        return (output.flatten(1).mean(1) > 0.55) == best_wins
+
+    space, start = Pixels(torch.full((1, *SHAPE), 0.5), 0.3), torch.zeros(1, 1, *SHAPE)
+    ascent = ascend(lambda x: x, space, torch.zeros(1), start, rule=sign(0.08), steps=2, win=bright, stop="never",
+                    objective=lambda x, target: -(x - 0.55).square().flatten(1).sum(1))  # fmt: skip
+    torch.testing.assert_close(ascent.u, torch.full_like(start, 0.08))
+    assert ascent.won.item() is best_wins
 
 
 # --- climbing -----------------------------------------------------------------------------------------------------
@@ -464,6 +502,17 @@ def test_a_fleet_without_images_is_no_work():
                    objective=cross_entropy, rule=adam(0.1), steps=3, win=fooled)  # fmt: skip
     assert empty.u.shape == (2, 3, 0, *SHAPE)
     assert empty.won.shape == (2, 3, 0)
+
+
+def test_members_may_share_images_and_have_targets_of_their_own():
+    modules, x, space, _, start = fleet_problem()
+    y = torch.stack([(net(x[0]).argmax(1) + m) % 3 for m, net in enumerate(modules)])
+    run = {"objective": cross_entropy, "rule": adam(0.02), "steps": 5, "win": fooled}
+    together = ascend(Stack(modules), space, y.flatten(), start, **run)
+    for m, net in enumerate(modules):
+        alone = ascend(net, space, y[m], start[:, m], **run)
+        assert torch.equal(together.won[:, m], alone.won)
+        torch.testing.assert_close(together.value[:, m], alone.value)
 
 
 # --- drafts -------------------------------------------------------------------------------------------------------

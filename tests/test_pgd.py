@@ -324,7 +324,7 @@ def test_an_attack_may_have_a_target():
 
 
 @pytest.mark.parametrize("norm", EVERY, **by_name)
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(
     shape=st.tuples(st.integers(1, 4), st.sampled_from([1, 3]), st.integers(1, 4), st.integers(1, 4)),
     classes=st.integers(1, 4),

@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from advbook.attacks.engine import Counter, Network, Objective, Win
+from advbook.attacks.engine import Counter, Network, Objective, Win, outputs
 from advbook.attacks.norms import L2, LINF, Norm, Start
 from advbook.attacks.objectives import dlr, fooled, log_odds, margin, towards_dlr
 from advbook.attacks.pgd import Attack, at_least, attack
 from advbook.attacks.spaces import Pixels
 from advbook.attacks.steps import halving
-from advbook.attacks.transfer import outputs
 from advbook.fleet import Fleet
 
 

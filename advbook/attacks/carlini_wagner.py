@@ -11,12 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from advbook.attacks.engine import Counter, Network
+from advbook.attacks.engine import Counter, Network, outputs
 from advbook.attacks.norms import rows
 from advbook.attacks.objectives import fooled, margin
 from advbook.attacks.pgd import Attack, at_least
 from advbook.attacks.steps import Here, adam
-from advbook.attacks.transfer import outputs
 from advbook.fleet import Fleet
 
 CLOSED = 1.1  # an image's search is over when the least constant that won is within this factor of one that did not

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -36,8 +36,9 @@ class Ascent:
 
     u: [R, B, ...] the first winning iterate, or, where none is or none stops, the one of largest objective; won:
     [R, B] bool, whether u wins; value: [R, B] objective at u; steps: [R, B] gradient steps taken before the pair
-    left; forwards: samples sent through the networks, idle slots included, by image and member: the cost per input,
-    which does not depend on the machine.
+    left; where the first win of an image ends its other restarts, those that never began stand at their start, with
+    value -inf and 0 steps. forwards: samples sent through the networks, idle slots included, by image and member: the
+    cost per input, which does not depend on the machine.
     """
 
     u: Tensor
@@ -111,11 +112,15 @@ def ascend(
     restarts (for worst cases); "never": the best objective is kept (for confidence and distances). What is judged is
     the projected iterate, as it is returned. slope: how the gradient is found. draft: a faster approximation of f
     that leads the ascent, while f confirms every win and gives the values of what did not stop. batch: pairs in work
-    at a time; label: text of the progress bar, none without it. Raises ValueError if steps < 0, or if the objective
-    is not finite (a network that returns NaN).
+    at a time; label: text of the progress bar, none without it. Raises ValueError if steps < 0, batch < 1, stop is
+    none of the three, or if the objective is not finite (a network that returns NaN).
     """
     if steps < 0:
         raise ValueError(f"steps = {steps}: an attack takes zero or more gradient steps.")
+    if stop not in get_args(Stop):
+        raise ValueError(f"stop = {stop!r}: allowed are {', '.join(get_args(Stop))}.")
+    if batch < 1:
+        raise ValueError(f"batch = {batch}: allowed is 1 or more.")
     members = f.members if isinstance(f, Fleet) else 1
     shape = start.shape[: 3 if isinstance(f, Fleet) else 2]
     restarts, images = shape[0], shape[-1]
@@ -131,7 +136,7 @@ def ascend(
     every = 1 if start.device.type == "cpu" else 4  # asking a GPU which pairs are done costs more than a few steps
 
     pack = _enter(starts[packing.pair], rule)
-    here, goal = _of(space, packing.pair), target[packing.pair % len(space)]
+    here, goal = _of(space, packing.pair), target[packing.pair % len(target)]
     with tqdm(total=len(starts), desc=label, disable=label is None, unit="pair", leave=False) as bar:
         while packing:
             for _ in range(every):
@@ -144,12 +149,24 @@ def ascend(
             won[turn.pair], spent[turn.pair] = pack.won[turn.left], pack.clock[turn.left] - 1
             bar.update(len(turn.left))
             pack = _turned(pack, turn, starts[packing.pair[turn.entered]], rule)
-            here, goal = _of(space, packing.pair), target[packing.pair % len(space)]
+            here, goal = _of(space, packing.pair), target[packing.pair % len(target)]
     if draft is not None:
         _settle(exact, space, target, found, value, won, objective, win, shape, batch, stop)
     samples = exact.samples + (0 if draft is None else lead.samples)
     forwards = samples / max(members * images, 1)
     return Ascent(found.view(start.shape), won.view(shape), value.view(shape), spent.view(shape), forwards)
+
+
+@torch.no_grad()
+def outputs(f: Network, x: Tensor, *, batch: int = 512) -> Tensor:
+    """What a network says of many images, batch by batch: [N, C, H, W] -> [N, ...].
+
+    Raises ValueError if it is not finite.
+    """
+    found = torch.cat([f(part) for part in x.split(batch)])
+    if not bool(found.isfinite().all()):
+        raise ValueError("The network's output is not finite: it returned NaN or infinity.")
+    return found
 
 
 class Counter:
@@ -179,6 +196,7 @@ def _advance(
 ) -> Pack:
     """Look at every slot's point, keep the best, and move on. Slots that are done no longer change what they found."""
     output, score, ascending = slope(f, space, pack.u, target, objective)
+    score = score.to(pack.value)  # a network may answer in another precision than its images have
     live = (pack.clock <= steps) & ~(pack.won & stops)
     success = torch.zeros_like(live) if judge is None else judge(space, pack.u, output, target)
     # Written so that a score of NaN is taken over and stays, and so is seen.
@@ -249,9 +267,9 @@ def _settle(
     else:
         open_pairs = _pairs(found).view(shape).transpose(0, 1).flatten(1)  # [M, R B]
     for pair in (part.flatten() for part in open_pairs.split(max(batch // members, 1), dim=1) if part.numel()):
-        here, goal = _of(space, pair), target[pair % len(space)]
+        here, goal = _of(space, pair), target[pair % len(target)]
         output = f(here.image(found[pair]))
-        score = finite(objective(output, goal))
+        score = finite(objective(output, goal)).to(value)
         late = torch.zeros_like(won[pair]) if win is None else win(output, goal)
         value[pair] = torch.where(stopped[pair], value[pair], score)
         won[pair] = stopped[pair] | late

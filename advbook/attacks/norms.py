@@ -102,31 +102,35 @@ def _l2_nearest(u: Tensor, radius: float, low: Tensor, high: Tensor) -> Tensor:
 
 
 def _l1_nearest(u: Tensor, radius: float, low: Tensor, high: Tensor) -> Tensor:
-    """clip(soft(u, lambda), low, high) with the smallest lambda >= 0 whose norm is in the ball.
+    """clip(soft(u, lambda), low, high) with the smallest lambda >= 0 whose norm is in the ball, soft(u, lambda) =
+    sign(u) max(|u| - lambda, 0).
 
     The norm is piecewise linear in lambda: Newton's steps, kept in the bracket known so far.
     """
     radius = _within(radius, u)
-    size, bound = u.abs().flatten(1), _bound(u, low, high)
-    threshold, least = u.new_zeros(len(u), 1), u.new_zeros(len(u), 1)
-    most = _linf_size(u)[:, None]
+    bound, top = _bound(u, low, high), _linf_size(u)[:, None]
+    gap = u.abs().flatten(1) - top  # mu = top - lambda stays exact however far away u is
+    mu, inner, outer = top, torch.zeros_like(top), top
     for _ in range(ROUNDS):
-        left = size - threshold
+        left = gap + mu
         excess = torch.minimum(left.clamp_min(0), bound).sum(1, keepdim=True) - radius
         slope = ((left > 0) & (left < bound)).sum(1, keepdim=True)
-        over = excess > 0
-        least, most = torch.where(over, threshold, least), torch.where(over, most, threshold)
-        newton = threshold + excess / slope
-        settled = (excess.abs() <= 1e-5 * radius) | (least >= most)
+        inner, outer = torch.where(excess > 0, inner, mu), torch.where(excess > 0, mu, outer)
+        settled = (excess.abs() <= 1e-5 * radius) | (inner >= outer)
         if u.device.type == "cpu" and bool(settled.all()):
             break
-        following = torch.where((newton > least) & (newton < most), newton, (least + most) / 2)
-        threshold = torch.where(settled, threshold, following)
-    near = (u.sign() * (u.abs() - rows(most, u)).clamp_min(0)).clamp(low, high)
-    close = (u.sign() * (u.abs() - rows(threshold, u)).clamp_min(0)).clamp(low, high)
-    fits = _l1_size(close) <= radius * (1 + 1e-5)
-    shrink = (radius / _l1_size(close).clamp_min(torch.finfo(u.dtype).tiny)).clamp_max(1)
-    return torch.where(rows(fits, u), close * rows(shrink, u), near)
+        newton = mu - excess / slope
+        following = torch.where((newton > inner) & (newton < outer), newton, (inner + outer) / 2)
+        mu = torch.where(settled, mu, following)
+
+    def at(mu: Tensor) -> Tensor:
+        return (u.sign() * (gap + mu).clamp_min(0).view_as(u)).clamp(low, high)
+
+    close = at(mu)
+    size = _l1_size(close)
+    shrink = (radius / size.clamp_min(torch.finfo(u.dtype).tiny)).clamp_max(1)
+    found = torch.where(rows(size <= radius * (1 + 1e-5), u), close * rows(shrink, u), at(inner))
+    return torch.where(rows(inner >= top, u), u.clamp(low, high), found)  # inside: not touched by rounding
 
 
 def _within(radius: float, u: Tensor) -> float:

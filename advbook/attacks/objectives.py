@@ -74,8 +74,10 @@ def towards_confidence(logits: Tensor, t: Tensor) -> Tensor:
 def towards_dlr(logits: Tensor, both: Tensor) -> Tensor:
     """-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2), both = [B, 2] holding y and t.
 
-    Needs four classes. Source: Croce and Hein, 2020, equation (7).
+    Raises ValueError for fewer than four classes. Source: Croce and Hein, 2020, equation (7).
     """
+    if logits.shape[1] < 4:
+        raise ValueError(f"logits of {logits.shape[1]} classes: the targeted DLR needs 4 or more.")
     y, t = both.unbind(1)
     top = logits.topk(4, dim=1).values
     return (_of(logits, t) - _of(logits, y)) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)

@@ -95,13 +95,15 @@ def pgd_latent(
     """On-manifold adversarial examples, and adversarial transformations: max over |zeta| <= eta of the cross-entropy
     of f(dec(z + zeta)).
 
-    space: the latents, with their eta; start: norms.gaussian; the rest as in pgd. Source: Stutz et al., CVPR 2019,
+    space: the latents, with their eta; rule and objective: the paper's for L-inf, as in pgd; start: norms.gaussian;
+    the rest as in pgd. Source: Stutz et al., CVPR 2019,
     equation (3).
     """
     at_least("eta", space.eta, 0)
     start = norms.gaussian(space.norm, space.eta)
-    options.setdefault("objective", cross_entropy if rule is None else log_odds)
-    rule = rule or adam(lr=0.005)
+    papers = rule is None and space.norm is LINF
+    options.setdefault("objective", cross_entropy if papers else log_odds)
+    rule = rule or (adam(lr=0.005) if papers else ascent(space.eta / 10, L2.direction))
     return attack(
         f, space, y, space.z, start=start, rule=rule, steps=steps, restarts=restarts, generator=generator, **options
     )  # fmt: skip
@@ -121,7 +123,8 @@ def pgd_joint(
     """Joint adversarial examples: max over |zeta| <= eta and |delta| <= eps of the cross-entropy of
     f(dec(z + zeta) + delta).
 
-    rule: by default sign steps of a tenth of each budget. start: uniform in each ball. The rest as in pgd.
+    rule: by default steps of a tenth of each budget, along signs under L-inf, else along the normalized gradient.
+    start: uniform in each ball. The rest as in pgd.
     """
     at_least("eta", space.latent.eta, 0)
     at_least("eps", space.eps, 0)
@@ -133,7 +136,7 @@ def pgd_joint(
 
     like = space.join(latent.z, image)
     options.setdefault("objective", log_odds)
-    rule = rule or ascent(0.1, torch.sign)
+    rule = rule or ascent(0.1, torch.sign if space.norm is latent.norm is LINF else L2.direction)
     return attack(
         f, space, y, like, start=start, rule=rule, steps=steps, restarts=restarts, generator=generator, **options
     )

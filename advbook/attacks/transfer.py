@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from advbook.attacks.engine import Network
+from advbook.attacks.engine import Network, outputs
 from advbook.attacks.objectives import fooled
 from advbook.attacks.pgd import Attack
 from advbook.fleet import Fleet
@@ -56,18 +56,6 @@ def transfer_rate(found: Transfer) -> Tensor:
     """
     axes = (1, found.counted.ndim - 1)
     return found.fooled.double().sum(axes) / found.counted.double().sum(axes)
-
-
-@torch.no_grad()
-def outputs(f: Network, x: Tensor, *, batch: int = 512) -> Tensor:
-    """What a network says of many images, batch by batch: [N, C, H, W] -> [N, ...].
-
-    Raises ValueError if it is not finite.
-    """
-    found = torch.cat([f(part) for part in x.split(batch)])
-    if not bool(found.isfinite().all()):
-        raise ValueError("The network's output is not finite: it returned NaN or infinity.")
-    return found
 
 
 def _errs(targets: Network | Sequence[Network] | Fleet, x: Tensor, y: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ class OffManifold(Parameters):
     """One point of chapter 01: a data set and N, its seeds inside."""
 
     experiment: ClassVar[str] = "01_off_manifold_distance"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     training: ClassVar[str] = "normal"
 
     dataset: Dataset = Field("fonts", description="data set")
