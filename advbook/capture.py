@@ -18,6 +18,11 @@ def captured(function: Callable[..., Tensor], *example: Tensor) -> Callable[...,
     """
     if example[0].device.type != "cuda":
         return function
+    with torch.cuda.device(example[0].device):
+        return _recorded(function, *example)
+
+
+def _recorded(function: Callable[..., Tensor], *example: Tensor) -> Callable[..., Tensor]:
     inputs = [tensor.clone() for tensor in example]
     aside = torch.cuda.Stream(example[0].device)
     aside.wait_stream(torch.cuda.current_stream(example[0].device))

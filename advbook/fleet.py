@@ -42,7 +42,7 @@ class Stack(Fleet):
         self.members = len(modules)
         self.weights, self.buffers = stack_module_state(list(modules))
         self._one = copy.deepcopy(modules[0])
-        device = next(iter(self.weights.values())).device
+        device = next((value.device for value in (self.weights | self.buffers).values()), torch.device("cpu"))
         self._vectorized = device.type != "cpu" if vectorized is None else vectorized
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -66,6 +66,11 @@ class Stack(Fleet):
     def _call(self, weights: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
         output: Tensor = functional_call(self._one, (weights, buffers), (x,))
         return output
+
+    @property
+    def sequential(self) -> bool:
+        """Whether a member is one layer after the other."""
+        return type(self._one) is nn.Sequential
 
     def layers(self) -> Iterator[tuple[nn.Module, dict[str, Tensor]]]:
         """The layers of a sequential architecture: a member's module, and the weights and buffers [M, ...] by name."""

@@ -9,6 +9,7 @@ and back, and those of a whole fleet are one batched product.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -33,8 +34,8 @@ class Banded(Fleet):
     """A fleet of standard classifiers in evaluation mode as banded products; gradients by the images alone.
 
     fleet: modules as networks.cnn makes them, or one such module; dtype: of the products (the linear layers, one
-    matrix together, stay in float32 or wider); side and colours: of the images. Its weights are those at the time of
-    making. Raises ValueError if the modules are not of this form.
+    matrix together, stay in float32 or wider); side: of the images. Its weights are those at the time of making.
+    Raises ValueError if the modules are not of this form.
     """
 
     def __init__(self, fleet: Stack | nn.Module, *, dtype: torch.dtype = torch.bfloat16, side: int = 28) -> None:
@@ -42,21 +43,26 @@ class Banded(Fleet):
         self.members = fleet.members
         self._bands, self._head = [], (torch.empty(0), torch.empty(0))
         layers = list(fleet.layers())
+        if not fleet.sequential:
+            raise ValueError("fleet: allowed are sequential modules, whose layers say all that they do.")
         width, linear = side, []
         while layers and isinstance(layers[0][0], nn.Conv2d):
             weight, bias = _folded(layers)
             self._bands.append(_band(weight, bias, width, dtype))
             width //= 2
-        if not self._bands or not isinstance(layers.pop(0)[0], nn.Flatten):
+        if not self._bands or len(layers) < 2 or not isinstance(layers.pop(0)[0], nn.Flatten):
             raise ValueError("fleet: allowed are convolutions with batch norm and ReLU, then linear layers.")
         for module, values in layers:
             if not isinstance(module, nn.Linear):
                 raise ValueError(f"fleet: {type(module).__name__} after the first linear layer has no banded form.")
-            linear.append((values["weight"], values["bias"]))
+            linear.append((values["weight"], values.get("bias", torch.zeros_like(values["weight"][:, :, 0]))))
         self._head = _head(linear, width)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits: [M, B, C, H, W] -> [M, B, K]."""
+        first = self._bands[0]
+        if 2 * x.shape[2] * x.shape[4] != first.first.shape[1] or x.shape[3] != first.rows:
+            raise ValueError(f"x: its images are {list(x.shape[2:])}; allowed are squares of side {first.rows}.")
         logits: Tensor = _Product.apply(x, self._bands, self._head)  # type: ignore[no-untyped-call]
         return logits
 
@@ -128,13 +134,16 @@ def _folded(layers: list[tuple[nn.Module, dict[str, Tensor]]]) -> tuple[Tensor, 
     """Weight [M, O, C, 4, 4] and bias [M, O] of the next convolution with its batch norm; takes them off the list."""
     conv, values = layers.pop(0)
     assert isinstance(conv, nn.Conv2d)
-    if (conv.kernel_size, conv.stride, conv.padding) != ((4, 4), (2, 2), (1, 1)):
+    form = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode)
+    if form != ((4, 4), (2, 2), (1, 1), (1, 1), 1, "zeros"):
         raise ValueError(f"fleet: {conv} has no banded form; allowed is a kernel of 4 with stride 2 and padding 1.")
     weight = values["weight"]
     bias = values.get("bias", torch.zeros_like(weight[:, :, 0, 0, 0]))
     if layers and isinstance(layers[0][0], nn.BatchNorm2d):
         norm, values = layers.pop(0)
         assert isinstance(norm, nn.BatchNorm2d)
+        if not (norm.affine and norm.track_running_stats):
+            raise ValueError(f"fleet: {norm} has no banded form; allowed is batch norm with weights and statistics.")
         scale = values["weight"] / (values["running_var"] + norm.eps).sqrt()  # [M, O]
         weight = weight * scale[..., None, None, None]
         bias = (bias - values["running_mean"]) * scale + values["bias"]
@@ -149,8 +158,9 @@ def _band(weight: Tensor, bias: Tensor, width: int, dtype: torch.dtype) -> Band:
     """
     members, outputs = weight.shape[:2]
     half = width // 2
-    offset = torch.arange(width)[:, None] - 2 * torch.arange(half) + 1  # s of (w, v)
-    choice = (offset == torch.arange(4)[:, None, None]).to(weight)  # [s, w, v]
+    count = partial(torch.arange, device=weight.device)  # a copy from the host would end a CUDA graph's capture
+    offset = count(width)[:, None] - 2 * count(half) + 1  # s of (w, v)
+    choice = (offset == count(4)[:, None, None]).to(weight)  # [s, w, v]
     matrix = torch.einsum("mocts,swv->mtwcvo", weight, choice).to(dtype)  # [M, 4, W, C, W/2, O]
     first, second = matrix.reshape(members, 2, -1, half * outputs).unbind(1)
     return Band(first, second, bias.repeat(1, half)[:, None].to(dtype), width, half)

@@ -45,7 +45,8 @@ class Adversary(BaseModel):
 
     Adam with learning rate lr from a random start (norms.gaussian), in evaluation mode. precision: of the attack's
     products; bfloat16 where the device is fast at it and the architecture has a banded form (kernels), else float32.
-    Source: Stutz et al., CVPR 2019, section 3.4, and its released code ("full iteration").
+    Source: Stutz et al., CVPR 2019, section 3.4; its released code keeps the last iterate until the first success, and
+    the best one only from then on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -136,6 +137,8 @@ def _fit(
     label: str | None,
 ) -> Stack:
     """Minimize every member's loss(images [M, B, C, H, W], labels [M, B]) -> [M] on its own order of the data."""
+    if not len(x):
+        raise ValueError("x: no images to train on.")
     if len(generators) != fleet.members:
         raise ValueError(f"generators: {len(generators)} for a fleet of {fleet.members}; allowed is one a member.")
     # Adam works entry by entry, so a stack of members is optimized as each of them alone.

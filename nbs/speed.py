@@ -21,8 +21,10 @@
 # along the sign of the gradient of $2.5\,\epsilon/\text{steps}$, several restarts. All attacks get the same network, the
 # same images (those that the network gets right), and the same budget. The network's weights ask for no gradient, since
 # some libraries would compute it too. The *textbook loop* takes all images through all steps of all restarts. One
-# network was trained normally. The other was trained against the attack, and is attacked with the $\epsilon$ at which
-# the attack succeeds on about half of the images: there, stopping at the first success saves less.
+# network was trained normally. The other was trained against the papers' attack (Adam, on half of every batch), and is
+# attacked with the $\epsilon$ at which the attack succeeds on about half of the images: there, stopping at the first
+# success saves less. The libraries climb the cross-entropy, the book's attack its log-odds: both have the same signs,
+# but those of the log-odds do not vanish where the network is sure.
 #
 # **How it is counted.** Success is judged here and not by the library: the returned image must lie in the ball and in
 # $[0, 1]$, and the network must err on it. *Samples per image* are images sent through the network, over images
@@ -140,7 +142,8 @@ for rows in machines:
 # alone and inside the papers' attacks (Adam, every restart to its end, all bookkeeping included; the on-manifold attack
 # also goes through the decoder). The shares compare the useful floating-point operations of the network with what this
 # machine reaches in products of large matrices, measured in the same run. What a banded form computes beyond that does
-# not count as useful.
+# not count as useful. A machine that others use too is not equally fast at all times: a bare gradient that is no faster
+# than the attack around it shows how much that can be.
 
 # %% tags=["remove-input"]
 for rows in machines:
@@ -180,8 +183,9 @@ for rows in machines:
 # %% [markdown]
 # ## A whole grid, extrapolated
 #
-# The grid of {cite:t}`stutz2019disentangling` on FONTS has all its training sizes, seeds and recipes, and attacks every
-# network off and on the manifold. Nobody ran it here: the hours are the number of batches, and of images shown by the
+# The grid of {cite:t}`stutz2019disentangling` on FONTS has all its training sizes and seeds and five recipes, four of
+# them with an attack inside, and attacks every network off and on the manifold. All four are counted at the rate of the
+# attack in pixels; through a decoder or a transformation it is a little lower. Nobody ran the grid here: the hours are the number of batches, and of images shown by the
 # attacks, over the rates measured above. Every attack runs to its end, so attacks that stop at the first success need
 # less. "Fastest" takes the fastest form and the faster way of training; the other line takes plain networks, one at a
 # time.

@@ -42,7 +42,7 @@ from advbook.kernels import Banded, bfloat16_is_fast
 EXPERIMENT, VERSION = "speed", 1  # raise the version when the script measures something else
 BALL = 1e-6  # what float32 may add to an image's distance
 EPS, ETA = 0.3, 0.3  # the papers' budgets, in the image and on the manifold
-SIDES = (1_024, 2_048)  # of the matrices whose products say what the machine can do
+SIDES = ((1_024, 2_048), (4_096, 8_192))  # of the matrices whose products say what a CPU, and a GPU, can do
 Row = dict[str, Any]
 
 
@@ -59,7 +59,7 @@ class Size(NamedTuple):
     restarts: int
     batch: int
     repeats: int
-    seconds: float
+    least_seconds: float
     halvings: int
     members: int
     batches: int
@@ -106,8 +106,8 @@ def now(device: torch.device) -> float:
 
 
 def rates(
-    parts: Mapping[str, tuple[Callable[[], object], float]], device: torch.device, size: Size
-) -> dict[str, float]:
+    parts: Mapping[Any, tuple[Callable[[], object], float]], device: torch.device, size: Size
+) -> dict[Any, float]:
     """Amount a second in the best of some rounds, all parts in turn; parts: name -> (work, its amount)."""
     best = dict.fromkeys(parts, 0.0)
     for work, _ in parts.values():
@@ -118,7 +118,7 @@ def rates(
             while True:
                 work()
                 done += amount
-                if time.perf_counter() - began >= size.seconds:
+                if time.perf_counter() - began >= size.least_seconds:
                     break
             best[name] = max(best[name], done / (now(device) - began))
     return best
@@ -430,11 +430,13 @@ def matrix_rates(device: torch.device, size: Size) -> dict[torch.dtype, float]:
     generator = torch.Generator().manual_seed(0)
     parts: dict[str, tuple[Callable[[], object], float]] = {}
     for dtype in (torch.float32, torch.bfloat16):
-        for side in SIDES:
+        for side in SIDES[device.type == "cuda"]:
             a = torch.randn(side, side, generator=generator).to(device, dtype)
             parts[f"{dtype} {side}"] = (partial(torch.matmul, a, a), 2.0 * side**3)
     found = rates(parts, device, size)
-    return {dtype: max(found[f"{dtype} {side}"] for side in SIDES) for dtype in (torch.float32, torch.bfloat16)}
+    return {
+        d: max(rate for name, rate in found.items() if name.startswith(str(d))) for d in (torch.float32, torch.bfloat16)
+    }
 
 
 def measure_steps(size: Size, s: setting.Setting) -> list[Row]:
@@ -457,18 +459,15 @@ def measure_steps(size: Size, s: setting.Setting) -> list[Row]:
         {"what": "matrix", "dtype": str(dtype).removeprefix("torch."), "gflops": rate / 1e9}
         for dtype, rate in matrix.items()
     ]
-    for part, works in (
-        ("forward and input gradient", gradients),
-        ("attack", attacks),
-        ("on-manifold attack", latent_attacks),
-    ):
-        say(f"Rates: {part}")
-        for name, rate in rates(works, device, size).items():
-            row = {"what": "rate", "part": part, "form": name, "rate": rate}
-            if works is gradients:
-                shares = {f"share_{str(d).removeprefix('torch.')}": flops * rate / full for d, full in matrix.items()}
-                row |= {"gflops": flops * rate / 1e9, **shares}
-            rows.append(row)
+    say("Rates: gradients and attacks")
+    groups = {"forward and input gradient": gradients, "attack": attacks, "on-manifold attack": latent_attacks}
+    works = {(part, form): work for part, group in groups.items() for form, work in group.items()}
+    for (part, form), rate in rates(works, device, size).items():
+        row = {"what": "rate", "part": part, "form": form, "rate": rate}
+        if part == "forward and input gradient":
+            shares = {f"share_{str(d).removeprefix('torch.')}": flops * rate / full for d, full in matrix.items()}
+            row |= {"gflops": flops * rate / 1e9, **shares}
+        rows.append(row)
     say("Rates: the decoder")
     decoder = rates(decoder_parts(codes, device), device, size)
     return rows + [{"what": "rate", "part": name, "form": None, "rate": rate} for name, rate in decoder.items()]

@@ -21,7 +21,17 @@ spec.loader.exec_module(benchmark)
 
 CPU = torch.device("cpu")
 TOY = benchmark.Size(
-    n=60, epochs=1, images=40, steps=2, restarts=2, batch=16, repeats=2, seconds=0.0, halvings=2, members=2, batches=1
+    n=60,
+    epochs=1,
+    images=40,
+    steps=2,
+    restarts=2,
+    batch=16,
+    repeats=2,
+    least_seconds=0.0,
+    halvings=2,
+    members=2,
+    batches=1,
 )
 RADIUS = 0.02
 IMPORTS = {"Foolbox": "foolbox", "torchattacks": "torchattacks", "ART": "art", "adv-lib": "adv_lib"}
@@ -67,7 +77,7 @@ def test_a_network_beside_another_adds_to_the_same_count():
 
 def test_a_rate_is_that_of_the_best_round(clock):
     durations = iter([9.0, 2.0, 0.5, 0.5, 2.0])  # a first call that does not count, then three rounds
-    size = TOY._replace(repeats=3, seconds=1.0)
+    size = TOY._replace(repeats=3, least_seconds=1.0)
     found = benchmark.rates({"a": (lambda: clock.spend(next(durations)), 6.0)}, CPU, size)
     assert found == {"a": 6.0 / 0.5}
 
@@ -318,7 +328,7 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADVBOOK_HOME", str(folder))
         patch.setitem(benchmark.SIZES, "toy", TOY)
-        patch.setattr(benchmark, "SIDES", (16,))
+        patch.setattr(benchmark, "SIDES", ((16,), (16,)))
         library = benchmark.Peer("numpy", lambda: benchmark.in_batches(benchmark.textbook))
         patch.setattr(benchmark, "PEERS", {"A library": library, "Missing": benchmark.Peer("missing", missing)})
         benchmark.main(["--device", "cpu", "--sizes", "toy", "--out", str(folder / "rows.json")])

@@ -252,6 +252,15 @@ def test_what_is_not_allowed_is_said_in_a_sentence(wrong, message):
         ascend(network, space, y, start, objective=cross_entropy, rule=adam(0.02), steps=5, **wrong)
 
 
+@pytest.mark.parametrize("count", [6, 8, 14])
+def test_targets_of_another_number_than_the_images_are_refused(count):
+    network, space, _, start = problem()
+    with pytest.raises(ValueError, match=rf"^target: it has {count} rows; allowed is 7, as the start points say"):
+        ascend(network, space, torch.zeros(count).long(), start, objective=cross_entropy, rule=adam(0.02), steps=1)
+    with pytest.raises(ValueError, match=f"target: it has {count} rows, the space 7"):
+        climb(network, space, torch.zeros(count).long(), start[0], objective=cross_entropy, rule=adam(0.02), steps=1)
+
+
 # --- when to stop -------------------------------------------------------------------------------------------------
 
 STOPS = ["pair", "image", "never"]

@@ -5,10 +5,25 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from advbook.fleet import Stack
 from advbook.kernels import Banded, bfloat16_is_fast
 from advbook.networks import cnn, folded
+
+
+class Devices(TorchDispatchMode):
+    """The devices of all tensors that operations take."""
+
+    def __init__(self):
+        super().__init__()
+        self.devices = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        tensors = [part for part in tree_leaves((args, kwargs)) if isinstance(part, torch.Tensor)]
+        self.devices |= {tensor.device.type for tensor in tensors}
+        return function(*args, **(kwargs or {}))
 
 
 def seeded(seed=0):
@@ -93,6 +108,10 @@ def test_the_weights_are_those_at_the_time_of_making():
     [
         ([nn.Flatten(), nn.Linear(144, 2)], "allowed are convolutions"),
         ([nn.Conv2d(1, 2, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten()], "kernel of 4 with stride 2"),
+        ([nn.Conv2d(1, 2, 4, stride=2, padding=1, padding_mode="circular"), nn.ReLU()], "kernel of 4 with stride 2"),
+        ([nn.Conv2d(1, 2, 4, stride=2, padding=1), nn.BatchNorm2d(2, affine=False)], "weights and statistics"),
+        ([nn.Conv2d(1, 2, 4, stride=2, padding=1), nn.ReLU()], "allowed are convolutions"),
+        ([nn.Conv2d(1, 2, 4, stride=2, padding=1), nn.ReLU(), nn.Flatten()], "allowed are convolutions"),
         ([nn.Conv2d(1, 2, 4, stride=2, padding=1), nn.Flatten(), nn.Linear(72, 2)], "without ReLU"),
         ([nn.Conv2d(1, 2, 4, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(72, 5), nn.ReLU()], "ReLU after"),
     ],
@@ -100,6 +119,30 @@ def test_the_weights_are_those_at_the_time_of_making():
 def test_another_architecture_is_refused(layers, message):
     with pytest.raises(ValueError, match=message):
         Banded(nn.Sequential(*layers), side=12)
+
+
+def test_a_module_with_a_forward_of_its_own_is_refused():
+    class Other(nn.Sequential):
+        def forward(self, x):
+            return -super().forward(x)
+
+    with pytest.raises(ValueError, match="sequential modules"):
+        Banded(Other(*network().float()), side=12)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 1, 10, 10), (1, 2, 3, 12, 12), (1, 2, 1, 12, 10)])
+def test_images_of_another_size_are_refused(shape):
+    with pytest.raises(ValueError, match=r"^x: its images are .* allowed are squares of side 12"):
+        Banded(network(), dtype=torch.float64, side=12)(torch.zeros(shape))
+
+
+def test_making_and_calling_it_reads_nothing_from_the_host():
+    """On the meta device a copy from the host shows as one; in the capture of a CUDA graph it would be an error."""
+    fleet = Stack([network().to("meta"), network().to("meta")])
+    with Devices() as seen:
+        x = torch.zeros(2, 3, 1, 12, 12, device="meta", requires_grad=True)
+        Banded(fleet, side=12)(x).sum().backward()
+    assert seen.devices == {"meta"}
 
 
 def test_a_cpu_without_units_for_bfloat16_says_so(monkeypatch):

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from test_kernels import Devices
 from torch import nn
 
 from advbook import training
@@ -240,6 +241,16 @@ def test_an_adversary_out_of_range_is_refused(wrong):
 
 def test_the_papers_adversary_is_the_default():
     assert Adversary().model_dump() == {"eps": 0.3, "steps": 40, "lr": 0.005, "precision": "float32"}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_inner_attack_asks_nothing_of_the_host(precision):
+    """So that a CUDA graph can record it: on the meta device, a copy from the host shows as one."""
+    fleet = Stack([module.to("meta") for module in members((1, 2), torch.float32)]).eval()
+    x, y = torch.zeros(2, 3, 1, 8, 8, device="meta"), torch.zeros(2, 3, dtype=torch.long, device="meta")
+    with Devices() as seen:
+        Adversary(steps=2, precision=precision).attack(fleet, x, y, x)
+    assert seen.devices == {"meta"}
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

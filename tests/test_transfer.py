@@ -38,14 +38,14 @@ def test_a_table_by_hand():
     found = transfer([above(0.4), above(0.7)], X, Y, ATTACK, CORRECT)
     # the target of .4 is wrong on images 2 and 3, that of .7 on none; the source is wrong on image 3
     assert found.counted.tolist() == [
-        [[True, True, False, False], [True, False, False, False]],
-        [[True, True, True, False], [True, False, True, False]],
+        [[True, True, False, False], [True, True, False, False]],
+        [[True, True, True, False], [True, True, True, False]],
     ]
     assert found.fooled.tolist() == [
         [[True, True, False, False], [True, False, False, False]],
         [[False, True, False, False], [True, False, True, False]],
     ]
-    assert transfer_rate(found).tolist() == [1.0, 3 / 5]
+    assert transfer_rate(found).tolist() == [3 / 4, 3 / 6]
 
 
 def test_one_network_is_a_list_of_one():
@@ -60,28 +60,31 @@ def test_a_module_is_one_network():
     assert transfer(module, X, Y, ATTACK, CORRECT).counted.shape == (1, 2, 4)
 
 
-def test_the_source_as_target_is_fooled_by_all_that_counts():
+def test_the_source_as_target_is_fooled_by_its_own_successes():
     found = transfer(above(0.5), X, Y, ATTACK, CORRECT)
-    assert torch.equal(found.counted, found.fooled)
-    assert transfer_rate(found).tolist() == [1.0]
+    assert torch.equal(found.fooled, found.counted & ATTACK.success)
+    assert transfer_rate(found).tolist() == [5 / 6]
 
 
 def test_examples_that_fool_the_target_but_not_the_source_do_not_count():
     attack = made(flat([0.9, 0.9, 0.9, 0.9]), [[False, True, False, False]])
     found = transfer(above(0.7), X, Y, attack, CORRECT)
-    assert found.counted.tolist() == found.fooled.tolist() == [[[False, True, False, False]]]
+    assert found.counted.tolist() == [[[True, True, True, False]]]
+    assert found.fooled.tolist() == [[[False, True, False, False]]]
 
 
 @pytest.mark.parametrize(
-    ("success", "correct", "level"),
-    [(False, True, 0.7), (True, False, 0.7), (True, True, 0.05)],
-    ids=["no example succeeds", "the source is never right", "the target is never right"],
+    ("correct", "level"), [(False, 0.7), (True, 0.05)], ids=["the source is never right", "the target is never right"]
 )
-def test_nothing_to_count_is_nan(success, correct, level):
-    attack = made(ATTACK.x, [[success] * 4] * 2)
-    found = transfer(above(level), X, Y, attack, torch.full((4,), correct))
+def test_nothing_to_count_is_nan(correct, level):
+    found = transfer(above(level), X, Y, ATTACK, torch.full((4,), correct))
     assert not found.counted.any()
     assert transfer_rate(found).isnan().all()
+
+
+def test_an_attack_that_never_succeeds_does_not_transfer():
+    found = transfer(above(0.7), X, Y, made(ATTACK.x, [[False] * 4] * 2), CORRECT)
+    assert transfer_rate(found).tolist() == [0]
 
 
 def test_one_image_and_one_restart():
@@ -96,7 +99,9 @@ def test_several_sources_give_a_table_of_rates():
     attack = made(examples, [[[True, True], [True, True]], [[True, False], [True, False]]])
     found = transfer([above(0.4), above(0.7)], x, y, attack, torch.ones(2, 2, dtype=torch.bool))
     assert found.counted.shape == (2, 2, 2, 2)
-    torch.testing.assert_close(transfer_rate(found), torch.tensor([[1, 1], [1 / 3, 1]], dtype=torch.float64))
+    torch.testing.assert_close(
+        transfer_rate(found), torch.tensor([[3 / 4, 3 / 4], [1 / 4, 3 / 4]], dtype=torch.float64)
+    )
 
 
 def test_each_source_has_its_own_clean_errors():

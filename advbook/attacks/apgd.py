@@ -109,7 +109,7 @@ class Stage(NamedTuple):
 def _stages(clean: Tensor, y: Tensor, targets: int) -> Iterator[Stage]:
     classes = clean.shape[1]
     yield Stage(log_odds, y, fooled)
-    yield Stage(dlr if classes >= 3 else margin, y, fooled)
+    yield Stage(dlr, y, fooled)
     others = clean.scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)[:, : min(targets, classes - 1)]
     for t in others.unbind(1):
         yield Stage(towards_dlr if classes >= 4 else _gap, torch.stack([y, t], 1), _fooled_pair)

@@ -101,6 +101,8 @@ class Descent(NamedTuple):
 def _search(f: Network, x: Tensor, y: Tensor, form: Form, searches: int, constant: float, batch: int) -> Attack:
     """The nearest example of all constants."""
     at_least("lr", form.lr, 0)
+    if not bool(((x >= 0) & (x <= 1)).all()):
+        raise ValueError("x: allowed are values from 0 to 1.")
     at_least("steps", form.steps, 0)
     if isinstance(f, Fleet):
         raise ValueError(f"f is a fleet of {f.members}: allowed is one network, for instance one of its unstack().")

@@ -26,8 +26,8 @@ Win = Callable[[Tensor, Tensor], Tensor]  # (outputs, target) -> [B] bool
 Stop = Literal["pair", "image", "never"]
 # (f, space, u, target, objective) -> outputs, objective [B] and its gradient [B, ...] at u
 Slope = Callable[[Network, Space, Tensor, Tensor, Objective], tuple[Tensor, Tensor, Tensor]]
-# (space, u, outputs, target) -> [B] bool
-Judge = Callable[[Space, Tensor, Tensor, Tensor], Tensor]
+# (space, u, outputs, target, which slots are in work) -> [B] bool
+Judge = Callable[[Space, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,10 @@ def climb(
     start: [B, ...], rows in the order of the space. f: rows to outputs; a fleet's rows are its members' one after the
     other (Fleet.by_rows). Nothing is asked of the device on the way, so that CUDA can capture the whole ascent.
     """
+    if not len(space) == len(target) == len(start):
+        raise ValueError(
+            f"target: it has {len(target)} rows, the space {len(space)}, the start {len(start)}; they differ."
+        )
     pack = _enter(space.project(start), rule)
     for _ in range(steps + 1):
         pack = _advance(pack, f, space, target, objective, rule, steps, gradient, None, False)
@@ -124,6 +128,10 @@ def ascend(
     members = f.members if isinstance(f, Fleet) else 1
     shape = start.shape[: 3 if isinstance(f, Fleet) else 2]
     restarts, images = shape[0], shape[-1]
+    for name, rows_given in (("space", len(space)), ("target", len(target))):
+        if rows_given not in (images, members * images):
+            allowed = images if members == 1 else f"{images} or {members * images}"
+            raise ValueError(f"{name}: it has {rows_given} rows; allowed is {allowed}, as the start points say.")
     starts = start.flatten(0, len(shape) - 1)  # [P, ...] with P = R M B pairs
     starts = torch.cat([_of(space, pair).project(starts[pair]) for pair in _pairs(starts).split(batch)] or [starts])
     exact = Counter(f)
@@ -198,7 +206,7 @@ def _advance(
     output, score, ascending = slope(f, space, pack.u, target, objective)
     score = score.to(pack.value)  # a network may answer in another precision than its images have
     live = (pack.clock <= steps) & ~(pack.won & stops)
-    success = torch.zeros_like(live) if judge is None else judge(space, pack.u, output, target)
+    success = torch.zeros_like(live) if judge is None else judge(space, pack.u, output, target, live)
     # Written so that a score of NaN is taken over and stays, and so is seen.
     better = live & ((success & stops) | ~(score <= pack.value)) & ~pack.value.isnan()
     best = torch.where(rows(better, pack.u), pack.u, pack.best)
@@ -227,15 +235,15 @@ def _turned(pack: Pack, turn: Turn, fresh: Tensor, rule: StepRule) -> Pack:
 
 
 def _by_output(win: Win) -> Judge:
-    return lambda space, u, output, target: win(output, target)
+    return lambda space, u, output, target, live: win(output, target)
 
 
 def _confirmed(win: Win, f: Counter, members: int) -> Judge:
     """A win that the draft claims counts if the network itself confirms it."""
 
     @torch.no_grad()
-    def judge(space: Space, u: Tensor, output: Tensor, target: Tensor) -> Tensor:
-        claimed = win(output, target)
+    def judge(space: Space, u: Tensor, output: Tensor, target: Tensor, live: Tensor) -> Tensor:
+        claimed = win(output, target) & live
         slots = claimed.nonzero()[:, 0] if members == 1 else _pairs(u)[: len(u) * bool(claimed.any())]
         if len(slots):
             claimed[slots] &= win(finite(f(space[slots].image(u[slots]))), target[slots])

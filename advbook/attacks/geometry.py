@@ -64,6 +64,7 @@ def geometry(
     Hadfield-Menell, 2018; Stutz et al., ICML 2020 (with N = 1000).
     """
     at_least("eps", eps, 0)
+    references = references.to(x)
     most = 1 + len(references)
     queries = most if queries is None else queries
     if queries > most:

@@ -38,7 +38,8 @@ def query_limited(
     """Projected ascent in the ball with gradients estimated by natural evolution strategies.
 
     f: a network or a fleet; x: [B, C, H, W] in [0, 1]; y: [B]. A pair that takes `steps` steps costs (steps + 1)
-    (population + 1) queries. rule: by default backtracking with momentum .9, rate eps / 10 and factor 1.1. start: by
+    (population + 1) queries. rule: by default backtracking with momentum .9, rate eps / 10 and factor 1.1; after a
+    step that is taken back it goes on with the estimate it has, and makes no new one. start: by
     default norms.shells. options: those of pgd.attack but for the slope. Raises ValueError if eps < 0, steps < 0,
     restarts < 1, sigma <= 0, or if population is odd or below 2. Source: Ilyas et al., ICML 2018;
     objective, population and sigma: Stutz et al., ICML 2020 (with 1000 steps of .001 and 11 restarts).

@@ -95,7 +95,7 @@ def _l2_nearest(u: Tensor, radius: float, low: Tensor, high: Tensor) -> Tensor:
         held = bound.masked_fill(free, 0).square().sum(1, keepdim=True)
         rest = size.masked_fill(~free, 0).norm(dim=1, keepdim=True)
         further = ((radius**2 - held).clamp_min(0).sqrt() / rest).nan_to_num(1, 1, 1).clamp(t, t.new_ones(()))
-        if u.device.type == "cpu" and torch.equal(further, t):  # elsewhere asking costs more than going on
+        if not _captured() and torch.equal(further, t):
             break
         t = further
     return (u * rows(t, u)).clamp(low, high)
@@ -117,7 +117,7 @@ def _l1_nearest(u: Tensor, radius: float, low: Tensor, high: Tensor) -> Tensor:
         slope = ((left > 0) & (left < bound)).sum(1, keepdim=True)
         inner, outer = torch.where(excess > 0, inner, mu), torch.where(excess > 0, mu, outer)
         settled = (excess.abs() <= 1e-5 * radius) | (inner >= outer)
-        if u.device.type == "cpu" and bool(settled.all()):
+        if not _captured() and bool(settled.all()):
             break
         newton = mu - excess / slope
         following = torch.where((newton > inner) & (newton < outer), newton, (inner + outer) / 2)
@@ -131,6 +131,11 @@ def _l1_nearest(u: Tensor, radius: float, low: Tensor, high: Tensor) -> Tensor:
     shrink = (radius / size.clamp_min(torch.finfo(u.dtype).tiny)).clamp_max(1)
     found = torch.where(rows(size <= radius * (1 + 1e-5), u), close * rows(shrink, u), at(inner))
     return torch.where(rows(inner >= top, u), u.clamp(low, high), found)  # inside: not touched by rounding
+
+
+def _captured() -> bool:
+    """Whether a CUDA graph is being recorded: then nothing can be asked of the device."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _within(radius: float, u: Tensor) -> float:

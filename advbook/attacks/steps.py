@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -110,7 +111,7 @@ def halving(lr: float, direction: Direction, steps: int, *, keep: float = 0.75, 
     point is u + keep (z - u) + (1 - keep) (u - last), where z is the projected plain step. lr: first rate, twice the
     radius as published; steps: the budget, which fixes the checkpoints. Source: Croce and Hein, 2020, section 3.
     """
-    since = _since_checkpoint(steps)
+    since = cache(lambda device: _since_checkpoint(steps).to(device))  # copied to a device once
 
     def start(u: Tensor) -> State:
         lowest = torch.full((len(u),), -torch.inf, dtype=u.dtype, device=u.device)
@@ -126,7 +127,7 @@ def halving(lr: float, direction: Direction, steps: int, *, keep: float = 0.75, 
         best, best_gradient = torch.where(wide, here.u, best), torch.where(wide, here.gradient, best_gradient)
         best_value = torch.where(better, here.value, best_value)
 
-        span = since.to(here.u)[clock.long().clamp_max(steps)]  # steps since the last checkpoint, 0 if this is none
+        span = since(here.u.device)[clock.long().clamp_max(steps)]  # steps since the last checkpoint, 0 if this is none
         stuck = (halved == 0) & (best_value <= mark)
         halve = (span > 0) & ((rises < needed * span) | stuck)
         mark = torch.where(span > 0, best_value, mark)

@@ -18,9 +18,8 @@ from advbook.fleet import Fleet
 class Transfer:
     """What T targets make of examples made on a source with R restarts of B images ([T, R, M, B] for M sources).
 
-    counted: [T, R, B] bool, the pairs that a rate may count: the source is right on the clean image and errs on the
-    example, and the target is right on the clean image; fooled: [T, R, B] bool, of these, those whose example the
-    target errs on.
+    counted: [T, R, B] bool, the pairs that a rate counts: source and target are right on the clean image; fooled: [T,
+    R, B] bool, of these, those where the source errs on the example, and the target errs on it too.
     """
 
     counted: Tensor
@@ -42,15 +41,15 @@ def transfer(
     right = ~_errs(targets, x, y)  # [T, B]
     errs = _errs(targets, attack.x.flatten(0, -4), y.expand(axes).flatten()).unflatten(1, axes)  # [T, R, B]
     right = right.view(len(right), *[1] * (len(axes) - 1), -1)
-    counted = right & (attack.success & correct)
-    return Transfer(counted, counted & errs)
+    counted = (right & correct).expand_as(errs)
+    return Transfer(counted, counted & attack.success & errs)
 
 
 def transfer_rate(found: Transfer) -> Tensor:
     """Share of the source's examples that fool a target too: [T], or [T, M] for M sources.
 
     Numerator: pairs (restart, image) where source and target are right on the clean image, the source errs on the
-    example, and the target errs on it too. Denominator: the same pairs, whether or not the target errs; NaN if there
+    example, and the target errs on it too. Denominator: the pairs where both are right on the clean image; NaN if there
     are none. Where targets are the sources themselves, the rates [T, M] of T = M have the trivial ones on their
     diagonal. Source: Stutz et al., CVPR 2019, released evaluation, which averages over restarts.
     """
