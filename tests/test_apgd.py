@@ -295,7 +295,7 @@ def test_every_stage_has_a_slope_whatever_the_number_of_classes(classes):
             assert (slope.gather(1, stage.goal[:, 1:]) > 1e-6).all(), "it raises the target"
     names = [stage.objective.__name__ for stage in stages]
     assert names[0] == "log_odds"
-    assert names[1:2] == ["dlr" if classes >= 3 else "margin"]
+    assert names[1:2] == ["dlr"]
     assert set(names[2:]) <= {"towards_dlr" if classes >= 4 else "_gap"}
     ranks = logits.argsort(1, descending=True).tolist()
     for row, label in enumerate(y.tolist()):
