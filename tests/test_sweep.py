@@ -46,18 +46,17 @@ def test_killed_twice_it_ends_with_the_same_rows(fresh, built, tmp_path):
     tree = fresh.clone(tmp_path / "book")
     command = tree.snakemake(PAGE)
 
-    # Driver, papermill and kernel, once the first of two networks is trained.
+    # Driver, papermill and kernel, once the networks are in training.
     first = tree.start(*command)
-    wait_for(lambda: len(tree.models()) == 1, first)
+    wait_for(lambda: bool(list(tree.root.glob(".advbook/models/*.lock"))), first)
     kill_tree(first)
     assert tree.rows() == {}
     assert not (tree.root / PAGE).exists()
-    (kept,) = tree.models()
-    trained = kept.stat().st_mtime_ns
 
-    # The driver alone, so that what it started goes on beside the next run.
+    # The driver alone, once the networks are there, so that what it started goes on beside the next run.
     second = tree.start(*command)
     wait_for(lambda: len(tree.models()) == 2, second)
+    trained = {path: path.stat().st_mtime_ns for path in tree.models()}
     orphans = psutil.Process(second.pid).children(recursive=True)
     assert orphans
     second.kill()
@@ -72,7 +71,7 @@ def test_killed_twice_it_ends_with_the_same_rows(fresh, built, tmp_path):
         second.communicate()
 
     assert tree.rows() == built.rows()
-    assert kept.stat().st_mtime_ns == trained
+    assert {path: path.stat().st_mtime_ns for path in tree.models()} == trained
     assert (tree.root / PAGE).is_file()
     assert not list(tree.root.glob(".advbook/**/*.damaged"))
 
