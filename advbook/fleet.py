@@ -25,6 +25,11 @@ class Fleet(ABC):
         return self(x.unflatten(0, (self.members, -1))).flatten(0, 1)
 
 
+def count_members(f: object) -> int:
+    """How many models f is: those of a fleet, one for a network."""
+    return f.members if isinstance(f, Fleet) else 1
+
+
 class Stack(Fleet):
     """Modules of one architecture with their weights stacked along a leading axis, to be trained and attacked as one.
 

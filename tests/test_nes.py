@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toys import Linear, seeded, weights
 
 from advbook.attacks.nes import nes, query_limited
 from advbook.attacks.norms import L1, L2, LINF, zero
@@ -14,26 +15,6 @@ from advbook.attacks.pgd import attack
 from advbook.attacks.spaces import Latent, Pixels
 from advbook.attacks.steps import ascent
 from advbook.fleet import Stack
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-class Linear:
-    """Two classes, the second with logit w x; it keeps what it is shown."""
-
-    def __init__(self, w):
-        self.w, self.shown = w, []
-
-    def __call__(self, x):
-        self.shown.append(x.clone())
-        score = x.flatten(1).to(self.w) @ self.w
-        return torch.stack([torch.zeros_like(score), score], 1).to(x.dtype)
-
-
-def weights(count, seed=0):
-    return torch.randn(count, generator=seeded(seed), dtype=torch.float64)
 
 
 def same(output, target):

@@ -7,32 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from toys import Linear, seeded, weights
 
 from advbook.attacks.norms import L1, L2, LINF
 from advbook.attacks.objectives import margin
 from advbook.attacks.search import Dice, Seen
 from advbook.attacks.square import bump, bump_windows, bumps, signed_windows, square, stripes, tiles, window_sides
 from advbook.fleet import Stack
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-class Linear:
-    """Two classes, the second with logit w x; it keeps what it is shown."""
-
-    def __init__(self, w):
-        self.w, self.shown = w, []
-
-    def __call__(self, x):
-        self.shown.append(x.clone())
-        score = x.flatten(1).to(self.w) @ self.w
-        return torch.stack([torch.zeros_like(score), score], 1).to(x.dtype)
-
-
-def weights(count, seed=0):
-    return torch.randn(count, generator=seeded(seed), dtype=torch.float64)
 
 
 def seen(u, clock=1):

@@ -220,9 +220,9 @@ def checkpoints(steps):
     return sorted({math.ceil(share * steps) for share in shares if 0 < share < 1})
 
 
-def rates(values, steps, **options):
+def rates(values, steps):
     """The rate a rule steps with after each value it is told, on a line without bounds."""
-    rule, u = halving(1.0, torch.sign, steps, keep=1.0, **options), torch.zeros(1, 1)
+    rule, u = halving(1.0, torch.sign, steps, keep=1.0), torch.zeros(1, 1)
     state, found = rule.start(u), []
     for value in values:
         state, _ = rule.update(state, told(u, torch.ones(1, 1), value=float(value)))

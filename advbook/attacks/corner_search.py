@@ -15,7 +15,7 @@ from advbook.attacks.objectives import fooled, margin
 from advbook.attacks.pgd import Attack, at_least
 from advbook.attacks.search import Dice, Proposal, Seen, search
 from advbook.attacks.steps import State
-from advbook.fleet import Fleet
+from advbook.fleet import Fleet, count_members
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def corner_search(
     """
     for name, number in (("k", k), ("n_max", n_max), ("n_iter", n_iter), ("restarts", restarts)):
         at_least(name, number, 1)
-    members = f.members if isinstance(f, Fleet) else 1
+    members = count_members(f)
     space, goal = one_pixel_changes(x.repeat(members, 1, 1, 1), kappa), y.repeat(members)  # [M B, ...]
     network = Counter(f)
     table = ranking(network, space, goal, objective, n_max, batch, members)

@@ -18,7 +18,7 @@ from advbook.attacks.norms import rows
 from advbook.attacks.packing import Packing, Turn
 from advbook.attacks.spaces import Space
 from advbook.attacks.steps import Here, State, StepRule
-from advbook.fleet import Fleet
+from advbook.fleet import Fleet, count_members
 
 Network = Callable[[Tensor], Tensor]  # images [B, C, H, W] -> outputs, e.g. logits [B, K]; or a Fleet
 Objective = Callable[[Tensor, Tensor], Tensor]  # (outputs, target) -> [B]
@@ -125,7 +125,7 @@ def ascend(
         raise ValueError(f"stop = {stop!r}: allowed are {', '.join(get_args(Stop))}.")
     if batch < 1:
         raise ValueError(f"batch = {batch}: allowed is 1 or more.")
-    members = f.members if isinstance(f, Fleet) else 1
+    members = count_members(f)
     shape = start.shape[: 3 if isinstance(f, Fleet) else 2]
     restarts, images = shape[0], shape[-1]
     for name, rows_given in (("space", len(space)), ("target", len(target))):

@@ -15,7 +15,7 @@ from advbook.attacks.pgd import Attack, at_least
 from advbook.attacks.search import Dice, blind
 from advbook.attacks.spaces import Pixels, Space
 from advbook.attacks.steps import StepRule, backtracking
-from advbook.fleet import Fleet
+from advbook.fleet import Fleet, count_members
 
 
 def query_limited(
@@ -45,12 +45,11 @@ def query_limited(
     objective, population and sigma: Stutz et al., ICML 2020 (with 1000 steps of .001 and 11 restarts).
     """
     at_least("eps", eps, 0)
-    members = f.members if isinstance(f, Fleet) else 1
     return pgd.attack(
         f, Pixels(x, eps, norm), y, x, start=start or norms.shells(norm, eps),
         rule=rule or backtracking(eps / 10, norm.direction, factor=1.1), steps=steps, restarts=restarts,
         generator=generator, objective=objective,
-        slope=nes(population, sigma, generator=generator, members=members), **options,
+        slope=nes(population, sigma, generator=generator, members=count_members(f)), **options,
     )  # fmt: skip
 
 

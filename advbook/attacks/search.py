@@ -20,7 +20,7 @@ from advbook.attacks.objectives import margin
 from advbook.attacks.pgd import Attack, at_least
 from advbook.attacks.spaces import Space
 from advbook.attacks.steps import Here, State, StepRule
-from advbook.fleet import Fleet
+from advbook.fleet import Fleet, count_members
 
 
 class Seen(NamedTuple):
@@ -121,7 +121,7 @@ def attack(
 
 def dice(f: Network | Fleet, generator: torch.Generator) -> Dice:
     """The dice for a network or a fleet."""
-    return Dice(generator, f.members if isinstance(f, Fleet) else 1)
+    return Dice(generator, count_members(f))
 
 
 @torch.no_grad()

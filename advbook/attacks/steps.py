@@ -15,6 +15,7 @@ from torch import Tensor
 from advbook.attacks.norms import rows
 
 State = tuple[Tensor, ...]
+RISES = 0.75  # share of the steps between two checkpoints of Auto-PGD that must raise the objective
 Direction = Callable[[Tensor], Tensor]  # a gradient [B, ...] -> a step direction [B, ...]: Norm.direction
 
 
@@ -103,10 +104,10 @@ def backtracking(lr: float, direction: Direction, *, momentum: float = 0.9, fact
     return StepRule(start, update)
 
 
-def halving(lr: float, direction: Direction, steps: int, *, keep: float = 0.75, needed: float = 0.75) -> StepRule:
+def halving(lr: float, direction: Direction, steps: int, *, keep: float = 0.75) -> StepRule:
     """The step rule of Auto-PGD: momentum on the points, and a rate that is halved at checkpoints.
 
-    At a checkpoint a pair's rate is halved, and it goes back to its best point, if fewer than `needed` of the steps
+    At a checkpoint a pair's rate is halved, and it goes back to its best point, if fewer than RISES of the steps
     since the last checkpoint raised the objective, or if neither the rate nor the best value changed since. The next
     point is u + keep (z - u) + (1 - keep) (u - last), where z is the projected plain step. lr: first rate, twice the
     radius as published; steps: the budget, which fixes the checkpoints. Source: Croce and Hein, 2020, section 3.
@@ -129,7 +130,7 @@ def halving(lr: float, direction: Direction, steps: int, *, keep: float = 0.75, 
 
         span = since(here.u.device)[clock.long().clamp_max(steps)]  # steps since the last checkpoint, 0 if this is none
         stuck = (halved == 0) & (best_value <= mark)
-        halve = (span > 0) & ((rises < needed * span) | stuck)
+        halve = (span > 0) & ((rises < RISES * span) | stuck)
         mark = torch.where(span > 0, best_value, mark)
         rises, halved = torch.where(span > 0, 0, rises), torch.where(span > 0, halve.to(halved), halved)
         wide = rows(halve, here.u)
