@@ -103,7 +103,11 @@ def arrays(name: str) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the runs say of a claim: a statistic with its 95 % interval against a threshold fixed before the run."""
+    """What the runs say of a claim: a statistic with its 95 % interval against a threshold fixed before the run.
+
+    The claim holds where the statistic is at least the threshold, or with at_most=True where it is at most that.
+    attack: which attack the statistic rests on ("paper" or "strong"), if it rests on one.
+    """
 
     claim: str
     statistic: str
@@ -111,15 +115,23 @@ class Verdict:
     low: float
     high: float
     threshold: float
+    at_most: bool = False
+    attack: Literal["", "paper", "strong"] = ""
 
     @property
     def outcome(self) -> Outcome:
-        """Supported if the whole interval reaches the threshold, not supported if none of it does, else undecided."""
+        """Supported if the whole interval is on the claim's side of the threshold, not supported if none of it is,
+        else undecided.
+        """
         if not np.isfinite([self.value, self.low, self.high]).all():
             return "undecided"
-        if self.low >= self.threshold:
-            return "supported"
-        return "not supported" if self.high < self.threshold else "undecided"
+        if self.at_most:
+            return "supported" if self.high <= self.threshold else _unless(self.low > self.threshold)
+        return "supported" if self.low >= self.threshold else _unless(self.high < self.threshold)
+
+
+def _unless(failed: bool) -> Outcome:
+    return "not supported" if failed else "undecided"
 
 
 def counts(values: np.ndarray, edges: np.ndarray) -> list[int]:

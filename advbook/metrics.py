@@ -56,3 +56,55 @@ def interval(
     tail = 50 * (1 - level)
     low, high = np.percentile(found, [tail, 100 - tail])
     return float(statistic(values.reshape(-1), axis=-1)), float(low), float(high)
+
+
+BLOCKS = 25
+
+
+def block_counts(counted: np.ndarray, blocks: int = BLOCKS) -> list[float]:
+    """Sums over blocks of neighbouring images: [B] or [R, B] -> `blocks` numbers.
+
+    Neighbouring images of FONTS show the same font, so a bootstrap over blocks respects that they are alike. Blocks
+    differ by at most one image. With restarts the sums are over the pairs.
+    """
+    parts = np.array_split(np.asarray(counted, dtype=float), blocks, axis=-1)
+    return [float(part.sum()) for part in parts]
+
+
+def resampled_rates(
+    *tables: tuple[np.ndarray, np.ndarray], resamples: int = 1_000, seed: int = 0
+) -> tuple[np.ndarray, ...]:
+    """Rates sum(hits) / sum(counted) over seeds and blocks, and the same for bootstrap resamples of both.
+
+    tables: each (hits, counted), [P, S, K] for P points, S seeds and K blocks of one set of images; all tables share
+    the seeds, each has images of its own. Returns [P, 1 + resamples] for each: the rate itself comes first. Seeds and
+    blocks are drawn with replacement, the same ones for all points, since a seed means the same initialization
+    everywhere and all points see the same images: a statistic that compares points, computed column by column, is
+    compared within one draw. NaN where nothing is counted. Source: the pigeonhole bootstrap (Owen, 2007).
+    """
+    random = np.random.default_rng(seed)
+
+    def weights(size: int) -> np.ndarray:
+        drawn = random.multinomial(size, np.full(size, 1 / size), size=resamples)
+        return np.concatenate([np.ones((1, size)), drawn])  # [1 + R, size]
+
+    by_seed = weights(tables[0][0].shape[1])
+    rates = []
+    for hits, counted in tables:
+        by_block = weights(hits.shape[2])
+        top, bottom = (
+            np.einsum("rs,psk,rk->pr", by_seed, part, by_block, optimize=True) for part in (hits, counted)
+        )
+        with np.errstate(invalid="ignore", divide="ignore"):
+            rates.append(np.where(bottom > 0, top / bottom, np.nan))
+    return tuple(rates)
+
+
+def percentiles(statistic: np.ndarray, *, level: float = 0.95) -> tuple[float, float, float]:
+    """(value, low, high) of a statistic of resampled rates: [1 + R], the value itself first; NaN where it is NaN."""
+    drawn = statistic[1:][np.isfinite(statistic[1:])]
+    if not np.isfinite(statistic[0]) or not len(drawn):
+        return (np.nan, np.nan, np.nan)
+    tail = 50 * (1 - level)
+    low, high = np.percentile(drawn, [tail, 100 - tail])
+    return float(statistic[0]), float(low), float(high)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,7 +15,7 @@ from tqdm import tqdm
 from advbook.attacks.engine import climb
 from advbook.attacks.norms import LINF, Start, gaussian
 from advbook.attacks.objectives import cross_entropy
-from advbook.attacks.spaces import Pixels
+from advbook.attacks.spaces import Decoder, Latent, Pixels, Space
 from advbook.attacks.steps import adam
 from advbook.capture import captured
 from advbook.fleet import Stack
@@ -41,103 +43,166 @@ class Schedule(BaseModel):
 
 
 class Adversary(BaseModel):
-    """The attack inside adversarial training: max over |delta|_inf <= eps of the cross-entropy, the best iterate kept.
+    """The attack inside adversarial training: Adam maximizes the cross-entropy from a random start; the best iterate
+    counts.
 
-    Adam with learning rate lr from a random start (norms.gaussian), in evaluation mode. precision: of the attack's
-    products; bfloat16 where the device is fast at it and the architecture has a banded form (kernels), else float32.
-    Source: Stutz et al., CVPR 2019, section 3.4; its released code keeps the last iterate until the first success, and
-    the best one only from then on.
+    precision: of the attack's products; bfloat16 where the device is fast at it and the architecture has a banded form
+    (kernels), else float32. Source: Stutz et al., CVPR 2019, section 3.4; its released code keeps the last iterate
+    until the first success, and the best one only from then on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    eps: float = Field(0.3, ge=0)
     steps: int = Field(40, ge=0)
     lr: float = Field(0.005, gt=0)
     precision: Literal["float32", "bfloat16"] = "float32"
 
-    def attack(self, fleet: Stack, x: Tensor, y: Tensor, start: Tensor) -> Tensor:
-        """Adversarial examples for every member's own rows: x, start [M, B, C, H, W], y [M, B] -> [M, B, C, H, W]."""
-        fast = self.precision == "bfloat16"
-        f = (Banded(fleet, side=x.shape[-1]) if fast else fleet).by_rows
-        space = Pixels(x.flatten(0, 1), self.eps)
-        delta, _ = climb(
-            f, space, y.flatten(), start.flatten(0, 1), objective=cross_entropy, rule=adam(self.lr), steps=self.steps
-        )
-        return space.image(delta).view_as(x)
+    def ascend(self, fleet: Stack, space: Space, y: Tensor, start: Tensor, *, side: int) -> Tensor:
+        """The u of largest cross-entropy in a space of M b rows of the fleet's members.
+
+        y: [M b]; start: [M b, ...]; side: of the images.
+        """
+        f = (Banded(fleet, side=side) if self.precision == "bfloat16" else fleet).by_rows
+        u, _ = climb(f, space, y, start, objective=cross_entropy, rule=adam(self.lr), steps=self.steps)
+        return u
 
 
-def normal(
-    fleet: Stack,
-    x: Tensor,
-    y: Tensor,
-    schedule: Schedule,
-    *,
-    generators: Sequence[torch.Generator],
-    label: str | None = None,
-) -> Stack:
-    """Normal training: minimize the cross-entropy on clean images; changes the fleet in place and returns it.
+@dataclass(frozen=True)
+class Perturbed:
+    """A share of every batch, and what takes the place of its images: g(u) in a space around each of them.
 
-    x: [N, C, H, W]; y: [N], the same for all members. An epoch is a random order of the rows; its last batch is
-    filled up from the order's beginning. generators: one a member, draws its orders. Raises FloatingPointError if a
-    loss is not finite.
+    share: of the batch; around: [N, ...], shaped as u for every training image; start: draws u; space: rows [P] of the
+    training set -> the space of these images; adversary: looks for the worst u from there; without one, the start
+    point is a random augmentation. weight: of its mean loss beside the others'.
     """
 
-    def loss(images: Tensor, labels: Tensor) -> Tensor:
-        return _cross_entropy(fleet(images), labels).mean(1)
+    share: float
+    around: Tensor
+    start: Start
+    space: Callable[[Tensor], Space]
+    adversary: Adversary | None = None
+    weight: float = 1.0
 
-    return _fit(fleet, x, y, schedule, loss, generators, label)
+
+def pixels(x: Tensor, eps: float, adversary: Adversary, *, share: float = 0.5, weight: float = 1.0) -> Perturbed:
+    """Regular adversarial examples x + delta with |delta|_inf <= eps of training images x: [N, C, H, W].
+
+    Source: Stutz et al., CVPR 2019, equation (1).
+    """
+    return Perturbed(share, x, gaussian(LINF, eps), lambda rows: Pixels(x[rows], eps), adversary, weight)
 
 
-def adversarial(
-    fleet: Stack,
-    x: Tensor,
-    y: Tensor,
-    schedule: Schedule,
-    adversary: Adversary,
+def latent(
+    z: Tensor,
+    decode: Decoder,
+    context: tuple[Tensor, ...],
+    box: tuple[Tensor, Tensor],
+    eta: float,
+    adversary: Adversary | None,
     *,
     share: float = 0.5,
+    weight: float = 1.0,
+) -> Perturbed:
+    """On-manifold adversarial examples dec(z + zeta) with |zeta|_inf <= eta, or, without an adversary, random ones.
+
+    z: [N, D]; decode(z, *context), context: [N, ...] each; box: bounds of z + zeta, [D] each. Transformations T(x; t)
+    of an image are the same: z is the identity, the context the image. Source: Stutz et al., CVPR 2019, equation (3).
+    """
+
+    def space(rows: Tensor) -> Latent:
+        return Latent(z[rows], decode, tuple(part[rows] for part in context), *box, eta)
+
+    return Perturbed(share, z, gaussian(LINF, eta), space, adversary, weight)
+
+
+def train(
+    fleet: Stack,
+    x: Tensor,
+    y: Tensor,
+    schedule: Schedule,
+    perturbed: Sequence[Perturbed] = (),
+    *,
+    separate: bool = False,
     generators: Sequence[torch.Generator],
     label: str | None = None,
 ) -> Stack:
-    """Adversarial training: a share of every batch is replaced by adversarial examples against the fleet as it is.
+    """Train every member: minimize the cross-entropy on clean images, and on perturbed ones in the place of others.
 
-    share: of the batch, its last rows; the loss is the mean of the clean and the adversarial rows' mean losses (1: the
-    adversarial ones' alone). The attack runs in evaluation mode, then one forward takes both halves in training mode.
-    The rest as in `normal`; generators also draw the attacks' starts. Raises ValueError if share is not in (0, 1].
-    Source: Stutz et al., CVPR 2019, section 3.4 (50 %), and its released code (100 %).
+    Changes the fleet in place and returns it. x: [N, C, H, W]; y: [N], the same for all members. An epoch is a random
+    order of the rows; its last batch is filled up from the order's beginning. Without `perturbed` this is normal
+    training. Else the last rows of every batch are perturbed, with the fleet in evaluation mode; then one forward takes
+    the whole batch in training mode, and the loss is the weighted mean of the parts' mean losses (the clean part, if
+    the shares leave one, weighs 1). separate: each part has a forward and a step of the optimizer of its own, the clean
+    one first, as the released code does for random augmentation. generators: one a member, draws its orders and start
+    points.
+
+    Raises ValueError if a share is not positive, if they add up to more than 1, if there are no images or not one
+    generator a member; FloatingPointError if a loss is not finite. Source: Stutz et al., CVPR 2019, section 3.4, and
+    its released code.
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"share = {share}: allowed is more than 0 and at most 1.")
-    start = gaussian(LINF, adversary.eps)
-    attack: Callable[..., Tensor] | None = None
+    sizes = _sizes([part.share for part in perturbed], schedule.batch)
+    weights = [1.0, *(part.weight for part in perturbed)]
+    makers: list[Callable[..., Tensor]] = []
 
-    def loss(images: Tensor, labels: Tensor) -> Tensor:
-        nonlocal attack
-        clean = images.shape[1] - max(round(share * images.shape[1]), 1)
-        given = images[:, clean:], labels[:, clean:], _starts(start, images[:, clean:], generators)
+    def images(index: int, rows: Tensor) -> Tensor:
+        own = perturbed[index]
+        given = rows, y[rows], _starts(own.start, own.around[rows], generators)
         fleet.eval()
-        attack = attack or captured(lambda *tensors: adversary.attack(fleet, *tensors), *given)
-        examples = attack(*given)
+        if index == len(makers):  # the first time: only now are the shapes known
+            makers.append(captured(partial(_perturbed_images, own, fleet, x.shape[-1]), *given))
+        made = makers[index](*given)
         fleet.train()
-        losses = _cross_entropy(fleet(torch.cat([images[:, :clean], examples], 1)), labels)
-        halves = [part.mean(1) for part in (losses[:, :clean], losses[:, clean:]) if part.shape[1]]
-        return torch.stack(halves).mean(0)
+        return made
 
-    return _fit(fleet, x, y, schedule, loss, generators, label)
+    def part(index: int, rows: Tensor) -> Tensor:
+        return images(index - 1, rows) if index else x[rows]
+
+    def losses(rows: Tensor) -> Iterator[Tensor]:
+        own = rows.split(sizes, 1)
+        chosen = [index for index, size in enumerate(sizes) if size]
+        if separate:
+            for index in chosen:
+                yield _cross_entropy(fleet(part(index, own[index])), y[own[index]]).mean(1)
+            return
+        logits = fleet(torch.cat([part(index, own[index]) for index in chosen], 1))
+        each = _cross_entropy(logits, y[rows]).split([sizes[index] for index in chosen], 1)
+        means = [weights[index] * loss.mean(1) for index, loss in zip(chosen, each, strict=True)]
+        yield torch.stack(means).sum(0) / sum(weights[index] for index in chosen)
+
+    return _fit(fleet, len(x), schedule, losses, generators, x.device, label)
+
+
+def _sizes(shares: Sequence[float], batch: int) -> list[int]:
+    """How many rows of a batch are clean, and how many belong to each share."""
+    if any(not share > 0 for share in shares) or sum(shares) > 1 + 1e-9:
+        raise ValueError(f"share = {list(shares)}: allowed are shares above 0 that add up to at most 1.")
+    sizes = [max(round(share * batch), 1) for share in shares]
+    clean = batch - sum(sizes)
+    if clean < 0:  # rounding of small batches
+        raise ValueError(f"share = {list(shares)}: a batch of {batch} has no {sum(sizes)} rows to perturb.")
+    return [clean, *sizes]
+
+
+def _perturbed_images(part: Perturbed, fleet: Stack, side: int, rows: Tensor, labels: Tensor, start: Tensor) -> Tensor:
+    """What takes the place of the rows' images: rows, labels [M, b], start [M, b, ...] -> [M, b, C, H, W]."""
+    space, u = part.space(rows.flatten()), start.flatten(0, 1)
+    if part.adversary is not None:
+        u = part.adversary.ascend(fleet, space, labels.flatten(), u, side=side)
+    images: Tensor = space.image(space.project(u)).unflatten(0, rows.shape)
+    return images
 
 
 def _fit(
     fleet: Stack,
-    x: Tensor,
-    y: Tensor,
+    count: int,
     schedule: Schedule,
-    loss: Callable[[Tensor, Tensor], Tensor],
+    losses: Callable[[Tensor], Iterator[Tensor]],
     generators: Sequence[torch.Generator],
+    device: torch.device,
     label: str | None,
 ) -> Stack:
-    """Minimize every member's loss(images [M, B, C, H, W], labels [M, B]) -> [M] on its own order of the data."""
-    if not len(x):
+    """Minimize every member's losses(rows [M, B]), each [M], one step each, on its own order of `count` images."""
+    if not count:
         raise ValueError("x: no images to train on.")
     if len(generators) != fleet.members:
         raise ValueError(f"generators: {len(generators)} for a fleet of {fleet.members}; allowed is one a member.")
@@ -145,23 +210,21 @@ def _fit(
     optimizer = torch.optim.Adam(
         fleet.weights.values(), betas=(0.5, 0.9), weight_decay=schedule.weight_decay, fused=True
     )
-    batches = -(-len(x) // schedule.batch)
+    batches = -(-count // schedule.batch)
     fleet.train()
-    losses = torch.zeros(fleet.members, device=x.device)
+    loss = torch.zeros(fleet.members, device=device)
     with tqdm(total=schedule.epochs * batches, desc=label, disable=label is None, leave=False) as bar:
         for epoch in range(schedule.epochs):
-            orders = torch.stack([_order(len(x), batches * schedule.batch, random) for random in generators]).to(
-                x.device
-            )
+            orders = torch.stack([_order(count, batches * schedule.batch, random) for random in generators]).to(device)
             for index in range(batches):
                 rows = orders[:, index * schedule.batch : (index + 1) * schedule.batch]  # [M, B]
                 optimizer.param_groups[0]["lr"] = schedule.rate(epoch + index / batches)
-                losses = loss(x[rows], y[rows])
-                optimizer.zero_grad()
-                losses.sum().backward()
-                optimizer.step()
+                for loss in losses(rows):
+                    optimizer.zero_grad()
+                    loss.sum().backward()
+                    optimizer.step()
                 bar.update()
-            if not losses.isfinite().all():
+            if not loss.isfinite().all():
                 raise FloatingPointError(f"Training diverged in epoch {epoch + 1}: the loss is not finite.")
     return fleet.eval()
 

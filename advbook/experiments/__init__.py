@@ -6,20 +6,41 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, ClassVar, NamedTuple, Self
+from itertools import product
+from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
+from tqdm import tqdm
 
 from advbook import ledger
 
 
 class ParameterError(ValueError):
     """A parameter that is unknown, of a wrong type or out of range: one sentence that says what is allowed."""
+
+
+Value = TypeVar("Value")
+
+
+def _each_once(values: list[Value]) -> list[Value]:
+    if not values:
+        raise ValueError("at least one value is needed")
+    if len(set(values)) < len(values):
+        raise ValueError("a value stands there twice")
+    return values
+
+
+# An axis of a grid: one or more values, each once; a value alone is a list of one.
+Axis = Annotated[
+    list[Value],
+    BeforeValidator(lambda given: given if isinstance(given, list) else [given]),
+    AfterValidator(_each_once),
+]
 
 
 class Result(NamedTuple):
@@ -32,13 +53,14 @@ class Result(NamedTuple):
 class Parameters(BaseModel):
     """A chapter's parameters: fields in small letters here, the same names in capitals in the notebook.
 
-    Two are common to all chapters and no part of a point: `device` and `profile` say where and how it ran.
+    Two are common to all chapters and no part of a point: `device` and `profile` say where and how it ran. A chapter
+    over a grid names its axes; its points have one value of each, and each point has a row file of its own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     experiment: ClassVar[str]
     version: ClassVar[int]
-    training: ClassVar[str]
+    axes: ClassVar[Mapping[str, str]] = {}  # field that holds a list -> name of one of its values in a row
 
     device: str = "auto"
     profile: str = "own"
@@ -65,9 +87,23 @@ class Parameters(BaseModel):
         known = [field.upper() for field in cls.model_fields if field.upper() in names]
         return cls.of({name: names[name] for name in dict.fromkeys([*known, *assigned])})
 
+    def points(self) -> list[Self]:
+        """The points of the grid, one value of each axis in each; without axes, the parameters themselves."""
+        values = product(*(getattr(self, name) for name in self.axes))
+        return [
+            self.model_copy(update={name: [one] for name, one in zip(self.axes, own, strict=True)}) for own in values
+        ]
+
     def point(self) -> dict[str, Any]:
-        """What decides the rows: every parameter but where and under which name it runs."""
-        return self.model_dump(exclude={"device", "profile"})
+        """What decides the rows of one point: every parameter but where and under which name it runs.
+
+        Raises ValueError for a grid of several points.
+        """
+        given = self.model_dump(exclude={"device", "profile"})
+        for name, single in self.axes.items():
+            (value,) = given.pop(name)
+            given[single] = value
+        return given
 
     def injected(self) -> dict[str, Any]:
         """The parameters as papermill gives them to the notebook: names in capitals."""
@@ -92,6 +128,17 @@ class Parameters(BaseModel):
         """Raise MissingData (or DamagedData) if the point's data set cannot be read or fetched."""
         raise NotImplementedError
 
+    @classmethod
+    def grids(cls, tables: Sequence[pd.DataFrame]) -> list[pd.DataFrame]:
+        """Tables of single points, those that differ in their axes alone put together: the largest grid first."""
+        fixed = [name for name in cls.model_fields if name not in {*cls.axes, "device", "profile"}]
+        together: dict[str, list[pd.DataFrame]] = {}
+        for number, table in enumerate(tables):
+            key = str(table.iloc[0][fixed].to_dict()) if cls.axes else str(number)
+            together.setdefault(key, []).append(table)
+        found = sorted(together.values(), key=len, reverse=True)
+        return [pd.concat(own, ignore_index=True) for own in found]
+
     @staticmethod
     def verdicts(rows: pd.DataFrame) -> list[ledger.Verdict]:
         """The chapter's claims against their thresholds, from the rows of a point."""
@@ -102,7 +149,13 @@ class Parameters(BaseModel):
         raise NotImplementedError
 
     def rows(self) -> pd.DataFrame:
-        """The point's rows: read if they were computed before, else computed and kept. Others wait meanwhile."""
+        """The rows of all points: read where they were computed before, else computed and kept."""
+        points = self.points()
+        bar = tqdm(points, desc=self.experiment, unit="point", leave=False, disable=len(points) == 1)
+        return pd.concat([one.point_rows() for one in bar], ignore_index=True)
+
+    def point_rows(self) -> pd.DataFrame:
+        """The rows of a single point. Others that want the same wait meanwhile."""
         place = ledger.path(self.experiment, self.version, self.point())
         place.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{place}.lock"):
@@ -113,7 +166,6 @@ class Parameters(BaseModel):
                 about = {
                     "experiment": self.experiment,
                     "version": self.version,
-                    "training": self.training,
                     **self.point(),
                     "device": device_name(device),
                     "torch": torch.__version__,

@@ -36,11 +36,12 @@ def controls(setting: Setting, delta: Tensor, generator: torch.Generator) -> dic
 def _on_manifold_path(setting: Setting, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
     """t in [0, 1] -> images: t = 0 is x; t = 1 a random theta of the box, or the nearest held-out image of the
     class."""
-    x, m, theta = setting.x_test, setting.manifold, setting.theta
-    if m is not None and theta is not None:
+    x, known = setting.x_test, setting.known
+    if known is not None:
+        m, theta, context = known.manifold, known.theta, known.context
         unit = torch.rand(theta.shape, generator=generator).to(x.device)
         goal = m.low + (m.high - m.low) * unit
-        return lambda t: m.decode(torch.lerp(theta, goal, t[:, 0, 0]), *setting.context)
+        return lambda t: m.decode(torch.lerp(theta, goal, t[:, 0, 0]), *context)
     apart = torch.cdist(x.flatten(1), setting.x_held_out.flatten(1))
     apart = apart.masked_fill(setting.y_test[:, None] != setting.y_held_out, torch.inf)
     nearest = setting.x_held_out[apart.argmin(1)]

@@ -19,7 +19,8 @@ from advbook.attacks.spaces import Latent
 from advbook.attacks.steps import sign
 from advbook.experiments import Parameters, Result
 from advbook.experiments.controls import controls
-from advbook.experiments.setting import Dataset, Setting, Subset, classifiers, load, train_size
+from advbook.experiments.recipes import classifiers
+from advbook.experiments.setting import Dataset, Setting, Subset, load, train_size
 from advbook.ledger import Verdict, counts
 from advbook.manifolds.projection import (
     adam_schedule,
@@ -29,6 +30,7 @@ from advbook.manifolds.projection import (
     project,
     tangent_angle,
 )
+from advbook.training import Schedule
 
 # What is measured image by image, with the fixed bins in which a row counts it.
 EDGES = {
@@ -53,7 +55,6 @@ class OffManifold(Parameters):
 
     experiment: ClassVar[str] = "01_off_manifold_distance"
     version: ClassVar[int] = 3
-    training: ClassVar[str] = "normal"
 
     dataset: Dataset = Field("fonts", description="data set")
     n: int = Field(2500, ge=100, description="training images N")
@@ -88,7 +89,8 @@ class OffManifold(Parameters):
 
     def networks(self, setting: Setting) -> list[nn.Sequential]:
         """The trained network of every seed."""
-        return classifiers(setting, self.dataset, self.n, self.subset, epochs=self.epochs, seeds=self.seeds)
+        data = (self.dataset, self.subset, self.n)
+        return classifiers(setting, data, schedule=Schedule(epochs=self.epochs), seeds=self.seeds)
 
     def larger(self) -> dict[str, Any]:
         """Twice the training images, or, if there are not so many, twice the networks."""
@@ -175,7 +177,7 @@ def _measure(p: OffManifold, setting: Setting, f: nn.Sequential, seed: int) -> _
             values[manifold, kind] = measured
             rows.append({"seed": seed, **_distance_row(manifold, kind, measured)})
     index = fooled["adversarial"].nonzero()[:, 0]
-    if setting.manifold is not None and len(index):
+    if setting.known is not None and len(index):
         rows.append({"seed": seed, **_schedule_row(p, setting, deltas["adversarial"], index, generator)})
     shown = {}
     if seed == 0:
@@ -195,9 +197,9 @@ def _attacks(
         "adversarial": pgd(f, x, y, eps=p.eps, label=label + "regular attack", **budget),
         "sign steps": pgd(f, x, y, eps=p.eps, rule=sign(2.5 * p.eps / p.steps), label=label + "sign steps", **budget),
     }
-    if setting.manifold is not None and setting.theta is not None:
-        m = setting.manifold
-        space = Latent(setting.theta, m.decode, setting.context, m.low, m.high, p.eta)
+    if (known := setting.known) is not None:
+        m = known.manifold
+        space = Latent(known.theta, m.decode, known.context, m.low, m.high, p.eta)
         found["on-manifold"] = pgd_latent(f, space, y, label=label + "on-manifold attack", **budget)
     return found
 
@@ -215,14 +217,14 @@ def _distances(
     rows = mask.nonzero()[:, 0]
     if not len(rows):
         nothing = {name: np.full(len(mask), np.nan, dtype=np.float32) for name in EDGES}
-        return [(name, nothing) for name in (["true"] if setting.manifold else []) + ["neighbours"]]
+        return [(name, nothing) for name in (["true"] if setting.known else []) + ["neighbours"]]
     move = delta[rows]
     found = []
     for name, (nearest, distance) in _projections(p, setting, move, rows, generator, label).items():
         angle = (distance / l2(move)).clamp(0, 1).asin().rad2deg()
-        if name == "true" and setting.manifold is not None and setting.theta is not None:
-            context = tuple(part[rows] for part in setting.context)
-            angle = tangent_angle(move, setting.manifold.linearize(setting.theta[rows], *context)[1])
+        if name == "true" and (known := setting.known) is not None:
+            context = tuple(part[rows] for part in known.context)
+            angle = tangent_angle(move, known.manifold.linearize(known.theta[rows], *context)[1])
         found.append((name, _values(mask, move, distance, nearest - setting.x_test[rows], angle)))
     return found
 
@@ -241,11 +243,11 @@ def _projections(
     """
     x, found = setting.x_test[rows], {}
     query = x + delta
-    if setting.manifold is not None and setting.theta is not None:
-        theta, context = setting.theta[rows], tuple(part[rows] for part in setting.context)
+    if (known := setting.known) is not None:
+        theta, context = known.theta[rows], tuple(part[rows] for part in known.context)
         search = partial(project, method=levenberg_marquardt, starts=p.starts, generator=generator, label=label)
-        z, distance = search(setting.manifold, query, theta, context).best()
-        found["true"] = (setting.manifold.decode(z, *context), distance)
+        z, distance = search(known.manifold, query, theta, context).best()
+        found["true"] = (known.manifold.decode(z, *context), distance)
     residual, distance = off_neighbours(query, x, setting.x, k=p.neighbours)
     found["neighbours"] = (query - residual, distance)
     return found
@@ -272,11 +274,10 @@ def _schedule_row(
     p: OffManifold, setting: Setting, delta: Tensor, rows: Tensor, generator: torch.Generator
 ) -> dict[str, Any]:
     """The projection's two schedules on the same images: the released one (Adam) and damped Gauss-Newton."""
-    m, theta = setting.manifold, setting.theta
-    assert m is not None
-    assert theta is not None
+    assert setting.known is not None
+    m, theta = setting.known.manifold, setting.known.theta
     rows = rows[:50]
-    query, context = setting.x_test[rows] + delta[rows], tuple(part[rows] for part in setting.context)
+    query, context = setting.x_test[rows] + delta[rows], tuple(part[rows] for part in setting.known.context)
     near, state = {}, generator.get_state()
     for name, method in (("adam", adam_schedule), ("gauss_newton", levenberg_marquardt)):
         generator.set_state(state)  # the same random starts for both
