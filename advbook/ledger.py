@@ -65,16 +65,23 @@ def published(experiment: str, version: int) -> list[pd.DataFrame]:
 
     Raises ValueError, naming the file, if one is damaged: it is restored from the repository, not computed.
     """
-    tables = []
+    return [_table(document) for document in _published(experiment) if document["about"]["version"] == version]
+
+
+def outdated(experiment: str, version: int) -> int:
+    """How many published points belong to another version of the experiment, and count for nothing."""
+    return sum(document["about"]["version"] != version for document in _published(experiment))
+
+
+def _published(experiment: str) -> list[dict[str, Any]]:
+    documents = []
     for place in sorted((PUBLISHED / experiment).glob("*.json")):
         try:
-            document = _parse(place)
+            documents.append(_parse(place))
         except ValueError as error:
             relative = place.relative_to(store.CHECKOUT)
             raise ValueError(f"{relative} is damaged ({error}); restore it from the repository.") from None
-        if document["about"]["version"] == version:
-            tables.append(_table(document))
-    return tables
+    return documents
 
 
 def publish(place: Path, experiment: str) -> Path:

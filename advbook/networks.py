@@ -4,10 +4,26 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+Network = Literal["cnn", "mlp", "resnet", "vgg"]
+
+
+def build(
+    name: Network, classes: int, *, side: int = 28, colours: int = 1, generator: torch.Generator
+) -> nn.Sequential:
+    """The network of this name at the papers' width, freshly initialized.
+
+    Raises ValueError for another name.
+    """
+    if name not in _NETWORKS:
+        raise ValueError(f"name = {name!r}: allowed are {', '.join(_NETWORKS)}.")
+    return _NETWORKS[name](classes, side=side, colours=colours, generator=generator)
 
 
 def cnn(
@@ -29,16 +45,119 @@ def cnn(
     layers: list[nn.Module] = []
     width = colours
     for channel in channels:
-        layers += [nn.Conv2d(width, channel, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(channel), nn.ReLU()]
+        layers += [*_convolution(width, channel, 4, stride=2), nn.ReLU()]
         width, side = channel, side // 2
     layers += [nn.Flatten(), nn.Linear(width * side**2, 10 * classes), nn.Linear(10 * classes, classes)]
     return initialize(nn.Sequential(*layers), generator)
 
 
+def mlp(
+    classes: int = 10,
+    units: tuple[int, ...] = (128, 128, 128, 128),
+    *,
+    side: int = 28,
+    colours: int = 1,
+    generator: torch.Generator,
+) -> nn.Sequential:
+    """Linear layers of 128 units, each followed by ReLU and then batch norm, and a last linear layer.
+
+    The linear layers keep their biases: ReLU stands between them and batch norm. Source: the released code of Stutz
+    et al., CVPR 2019.
+    """
+    layers: list[nn.Module] = [nn.Flatten()]
+    width = colours * side**2
+    for unit in units:
+        layers += [nn.Linear(width, unit), nn.ReLU(), nn.BatchNorm1d(unit)]
+        width = unit
+    return initialize(nn.Sequential(*layers, nn.Linear(width, classes)), generator)
+
+
+def resnet(
+    classes: int = 10,
+    channels: tuple[int, ...] = (64, 128, 256),
+    *,
+    side: int = 28,
+    colours: int = 1,
+    generator: torch.Generator,
+) -> nn.Sequential:
+    """ResNet-13: a 3 x 3 convolution, two residual blocks a stage, the average over the image, a linear layer.
+
+    channels: of the stages; each but the first halves the side. The name counts the 3 x 3 convolutions, 1 + 3 x 2 x 2.
+    Where a block changes the shape, its shortcut is a 1 x 1 convolution with batch norm: two more, not counted. side
+    decides nothing: images of any side fit. Source: Stutz et al., CVPR 2019, figure 7, and its released code.
+    """
+    width = channels[0]
+    layers: list[nn.Module] = [*_convolution(colours, width, 3), nn.ReLU()]
+    for stage, channel in enumerate(channels):
+        layers += [_block(width, channel, stride=2 if stage else 1), _block(channel, channel)]
+        width = channel
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes)]
+    return initialize(nn.Sequential(*layers), generator)
+
+
+def vgg(
+    classes: int = 10,
+    channels: tuple[int, ...] = (64, 128, 128, 256, 256),
+    *,
+    side: int = 28,
+    colours: int = 1,
+    generator: torch.Generator,
+) -> nn.Sequential:
+    """3 x 3 convolutions with batch norm and ReLU, then three linear layers with ReLU between them, no dropout.
+
+    A 2 x 2 max-pool stands before each convolution that changes the number of channels, the first one aside; none
+    stands after the last one. So at the paper's width the features are 256 x 7 x 7 for images of side 28. The hidden
+    layers have four times the last channels: 1024. Source: the released code of Stutz et al., CVPR 2019, with the
+    channels that its experiments pass (the default there is shorter: 64, 128, 256, 256).
+    """
+    layers: list[nn.Module] = []
+    width = colours
+    for channel in channels:
+        if layers and channel != width:
+            layers.append(nn.MaxPool2d(2))
+            side //= 2
+        layers += [*_convolution(width, channel, 3), nn.ReLU()]
+        width = channel
+    hidden = 4 * width
+    layers += [nn.Flatten(), nn.Linear(width * side**2, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()]
+    return initialize(nn.Sequential(*layers, nn.Linear(hidden, classes)), generator)
+
+
+_NETWORKS: dict[Network, Callable[..., nn.Sequential]] = {"cnn": cnn, "mlp": mlp, "resnet": resnet, "vgg": vgg}
+
+
+class Residual(nn.Module):
+    """A residual block: relu(body(x) + shortcut(x)), where an empty shortcut is x itself."""
+
+    def __init__(self, body: nn.Sequential, shortcut: nn.Sequential) -> None:
+        super().__init__()
+        self.body, self.shortcut = body, shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C', H', W']."""
+        return torch.relu(self.body(x) + self.shortcut(x))
+
+
+def _block(width: int, channels: int, *, stride: int = 1) -> Residual:
+    body = (*_convolution(width, channels, 3, stride=stride), nn.ReLU(), *_convolution(channels, channels, 3))
+    same = stride == 1 and width == channels
+    shortcut = () if same else _convolution(width, channels, 1, stride=stride)
+    return Residual(nn.Sequential(*body), nn.Sequential(*shortcut))
+
+
+def _convolution(width: int, channels: int, kernel: int, *, stride: int = 1) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    """A convolution and its batch norm; padded so that it gives the side divided by the stride (28 -> 28, 14)."""
+    padding = (kernel - 1) // 2
+    conv = nn.Conv2d(width, channels, kernel, stride=stride, padding=padding, bias=False)  # why none: see cnn
+    return conv, nn.BatchNorm2d(channels)
+
+
 def initialize(network: nn.Sequential, generator: torch.Generator) -> nn.Sequential:
     """Normal weights with standard deviation sqrt(2 / (3 fan_in)), zero biases; in place.
 
-    This is the released code's initialization: Kaiming's rule with the ReLU gain in the place of the leaky slope.
+    This is the released code's initialization of cnn and mlp: Kaiming's rule with the ReLU gain in the place of the
+    leaky slope. Its resnet and vgg start from other scales (Kaiming's fan-out rule for their convolutions); here all
+    networks follow one rule. Before batch norm the scale of a weight sets only how far an optimizer's step turns it.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -51,18 +170,41 @@ def initialize(network: nn.Sequential, generator: torch.Generator) -> nn.Sequent
 
 
 def folded(network: nn.Sequential) -> nn.Sequential:
-    """The same function in evaluation mode with every batch norm folded into the convolution before it.
+    """The same function in evaluation mode with every batch norm folded away.
 
-    Returns a new network without gradients on its weights: attacks differentiate by the input alone. The weights lie
-    channels last, which is faster on a CPU.
+    Batch norm goes into the convolution before it or into the linear layer after it, in residual blocks too. Returns
+    a new network without gradients on its weights: attacks differentiate by the input alone. The weights lie channels
+    last, which is faster on a CPU.
     """
-    layers: list[nn.Module] = []
-    for module in copy.deepcopy(network).eval():
-        if isinstance(module, nn.BatchNorm2d) and layers and isinstance(layers[-1], nn.Conv2d):
-            layers[-1] = fuse_conv_bn_eval(layers[-1], module)
+    layers = _folded(copy.deepcopy(network).eval())
+    return layers.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _folded(layers: nn.Sequential) -> nn.Sequential:
+    found: list[nn.Module] = []
+    for layer in layers:
+        last = found[-1] if found else None
+        if isinstance(layer, nn.BatchNorm2d) and isinstance(last, nn.Conv2d):
+            found[-1] = fuse_conv_bn_eval(last, layer)
+        elif isinstance(layer, nn.Linear) and isinstance(last, nn.BatchNorm1d):
+            found[-1] = _scaled(last, layer)
+        elif isinstance(layer, Residual):
+            found.append(Residual(_folded(layer.body), _folded(layer.shortcut)))
         else:
-            layers.append(module)
-    return nn.Sequential(*layers).eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+            found.append(_folded(layer) if isinstance(layer, nn.Sequential) else layer)
+    return nn.Sequential(*found)
+
+
+def _scaled(norm: nn.BatchNorm1d, linear: nn.Linear) -> nn.Linear:
+    """Both as one layer: W (scale x + shift) + b."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    shift = norm.bias - norm.running_mean * scale
+    both = copy.deepcopy(linear)
+    both.weight = nn.Parameter(linear.weight * scale)
+    both.bias = nn.Parameter(linear(shift))
+    return both
 
 
 @torch.no_grad()

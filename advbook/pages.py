@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,8 @@ from advbook.experiments import Parameters
 from advbook.experiments.setting import title
 from advbook.ledger import Verdict
 
+ATTACK = {"": "", "paper": " with the paper's attack", "strong": " with the strong attack"}
+
 
 def verdict(v: Verdict, number: str = ".4f") -> Markdown:
     """A box with the claim, its statistic with interval and threshold, and the outcome."""
@@ -24,24 +27,37 @@ def verdict(v: Verdict, number: str = ".4f") -> Markdown:
         if math.isfinite(v.value)
         else "No example counts, so there is nothing to measure."
     )
+    inside, outside = ("at most", "more") if v.at_most else ("at least", "less")
     text = (
-        f"{v.claim}: **{v.outcome}**. {measured} Fixed before the run: *supported* if the whole interval is at least "
-        f"{v.threshold:g}, *not supported* if all of it is less, else *undecided*."
+        f"{v.claim}: **{v.outcome}**. {measured} Fixed before the run: *supported* if the whole interval is {inside} "
+        f"{v.threshold:g}, *not supported* if all of it is {outside}, else *undecided*."
     )
-    return Markdown(f":::{{admonition}} Verdict: {v.outcome}\n:class: verdict {kind}\n{text}\n:::")
+    title = f"Verdict{ATTACK[v.attack]}: {v.outcome}"
+    return Markdown(f":::{{admonition}} {title}\n:class: verdict {kind}\n{text}\n:::")
 
 
-def verdict_table(verdicts: Sequence[tuple[str, Verdict]], number: str = ".4f") -> Markdown:
-    """Verdicts one under the other: (where from, verdict) pairs."""
-    lines = [
-        "| claim | verdict | value (95 % interval) | threshold | statistic | runs |",
-        "|---|---|---|---|---|---|",
+def verdict_table(verdicts: Sequence[tuple[str, str, Verdict]], number: str = ".3f") -> Markdown:
+    """A line a claim: what the runs say of it with the paper's attack and with the strong one.
+
+    verdicts: (runs, chapter, verdict) each; those of one claim from the same runs share a line. The claim links to its
+    chapter. A statistic that rests on no attack stands in the first column of verdicts.
+    """
+    lines: dict[tuple[str, str, str], tuple[list[str], list[str]]] = {}
+    for runs, chapter, v in verdicts:
+        paper, strong = lines.setdefault((v.claim, chapter, runs), ([], []))
+        (strong if v.attack == "strong" else paper).append(_cell(v, number))
+    head = ["| claim | as in the paper | with the strong attack | runs |", "|---|---|---|---|"]
+    body = [
+        _line([f"[{claim}]({chapter}.ipynb)", "<br>".join(paper) or "-", "<br>".join(strong) or "-", runs])
+        for (claim, chapter, runs), (paper, strong) in lines.items()
     ]
-    for source, v in verdicts:
-        value = f"{v.value:{number}} ({v.low:{number}} to {v.high:{number}})"
-        cells = [v.claim, f"**{v.outcome}**", value, f"{v.threshold:g}", v.statistic, source]
-        lines.append(_line(cells))
-    return Markdown("\n".join(lines))
+    return Markdown("\n".join([*head, *body]))
+
+
+def _cell(v: Verdict, number: str) -> str:
+    side = "at most" if v.at_most else "at least"
+    value = f"{v.value:{number}} ({v.low:{number}} to {v.high:{number}})" if math.isfinite(v.value) else "no value"
+    return f"**{v.outcome}**: {v.statistic} {value}; threshold: {side} {v.threshold:g}"
 
 
 def table(rows: pd.DataFrame, columns: Mapping[str, str], number: str = ".3f") -> Markdown:
@@ -66,35 +82,47 @@ def shown(value: object, number: str) -> str:
 
 
 def source(rows: pd.DataFrame) -> str:
-    """In a few words which point rows belong to, and where they were computed."""
-    first = rows.iloc[0]
+    """In a few words which points rows belong to, and where they were computed."""
+    first, sizes = rows.iloc[0], sorted(set(rows["n"]))
+    n = f"N = {sizes[0]:,}" if len(sizes) == 1 else f"N = {sizes[0]:,} to {sizes[-1]:,}"
     return (
-        f"{title(first['dataset'])}, N = {first['n']} ({first['subset']} rows), {first['seeds']} networks, "
-        f"{first['images']} images; {first['device']}"
+        f"{title(first['dataset'])}, {n} ({first['subset']} rows), {first['seeds']} networks a point, "
+        f"{first['images']} images; {_devices(rows)}"
     )
 
 
 def scope(p: Parameters, rows: pd.DataFrame) -> str:
     """In one sentence what a run covered: profile, device, seconds."""
-    first = rows.iloc[0]
-    return f"profile {p.profile}, computed on {first['device']} in {first['seconds']:.0f} s"
+    return f"profile {p.profile}, computed on {_devices(rows)} in {_seconds(rows):.0f} s"
+
+
+def _devices(rows: pd.DataFrame) -> str:
+    return " and ".join(sorted(set(rows["device"])))
+
+
+def _seconds(rows: pd.DataFrame) -> float:
+    """Of all points together; every row of a point names the point's seconds."""
+    single = [name for name in ("network", "recipe", "n") if name in rows]
+    return float(rows.groupby(single).seconds.first().sum())
 
 
 def provenance(p: Parameters, rows: pd.DataFrame) -> Markdown:
     """How this page was computed: parameters, profile, device, time, versions and the command that runs it again."""
-    first = rows.iloc[0]
-    fields = type(p).model_fields
+    first, fields = rows.iloc[0], type(p).model_fields
+    values = p.model_dump(exclude={"device", "profile"})
+    defaults = {name: fields[name].default for name in values}
     lines = ["| parameter | this run | default | meaning |", "|---|---|---|---|"]
-    for name, value in p.point().items():
-        lines.append(f"| `{name.upper()}` | {value} | {fields[name].default} | {fields[name].description} |")
+    for name, value in values.items():
+        lines.append(_line([f"`{name.upper()}`", str(value), str(defaults[name]), str(fields[name].description)]))
     larger = p.larger()
-    own = {name.upper(): value for name, value in p.point().items() if value != fields[name].default}
+    own = {name.upper(): value for name, value in values.items() if value != defaults[name]}
     given = {name: value for name, value in own.items() if name not in larger} | larger
-    flags = "".join(f" -p {name} {value}" for name, value in given.items())
-    command = f"papermill nbs/{p.experiment}.py out.ipynb{flags}"
+    plain = "".join(f" -p {name} {value}" for name, value in given.items() if not isinstance(value, list))
+    lists = {name: value for name, value in given.items() if isinstance(value, list)}
+    command = f"papermill nbs/{p.experiment}.py out.ipynb{plain}" + (f" -y '{json.dumps(lists)}'" if lists else "")
     text = (
-        f"Profile **{p.profile}**. The rows were computed on {first['device']} with torch {first['torch']} in "
-        f"{first['seconds']:.0f} seconds, by version {first['version']} of the experiment; drawing takes them as "
+        f"Profile **{p.profile}**. The rows were computed on {_devices(rows)} with torch {first['torch']} in "
+        f"{_seconds(rows):.0f} seconds, by version {first['version']} of the experiment; drawing takes them as "
         f"they are. A larger run, for instance:\n\n```bash\n{command}\n```\n\n" + "\n".join(lines)
     )
     return Markdown(f"::::{{admonition}} How this page was computed\n:class: dropdown\n{text}\n::::")

@@ -9,6 +9,7 @@ import yaml
 from markdown_it import MarkdownIt
 
 from advbook import chapters, pages, store
+from advbook.experiments.generalization import GeneralizationLink
 from advbook.experiments.off_manifold import OffManifold
 from advbook.ledger import Verdict
 
@@ -66,19 +67,50 @@ def test_a_verdict_without_numbers_is_undecided(numbers):
     assert "supported**" not in text
 
 
-def test_a_table_of_verdicts():
-    head, body = table_of(pages.verdict_table([(f"run {i}", v) for i, v in enumerate(VERDICTS.values())]).data)
-    assert len(head) == 6
-    assert [row[0] for row in body] == [CLAIM] * 3
-    assert [row[-1] for row in body] == ["run 0", "run 1", "run 2"]
-    assert [row[1] for row in body] == [f"**{outcome}**" for outcome in VERDICTS]
-    assert body[0][2:4] == ["0.9500 (0.9000 to 0.9900)", "0.9"]
+@pytest.mark.parametrize(("attack", "words"), [("paper", "the paper's attack"), ("strong", "the strong attack")])
+def test_a_verdict_names_its_attack(attack, words):
+    text = pages.verdict(Verdict(CLAIM, "rate", 0.95, 0.9, 0.99, 0.9, attack=attack)).data
+    assert text.startswith(f":::{{admonition}} Verdict with {words}: supported\n")
+
+
+def test_a_verdict_of_at_most_says_so():
+    text = pages.verdict(Verdict(CLAIM, "range", 0.05, 0.01, 0.09, 0.1, at_most=True)).data
+    assert "**supported**" in text
+    assert "is at most 0.1, *not supported* if all of it is more" in text
+
+
+def test_a_table_of_verdicts_has_a_line_a_claim_and_run():
+    lines = [(f"run {i}", "01_chapter", v) for i, v in enumerate(VERDICTS.values())]
+    head, body = table_of(pages.verdict_table(lines).data)
+    assert head == ["claim", "as in the paper", "with the strong attack", "runs"]
+    assert [row[0] for row in body] == [f"[{CLAIM}](01_chapter.ipynb)"] * 3
+    assert [row[3] for row in body] == ["run 0", "run 1", "run 2"]
+    assert [row[2] for row in body] == ["-"] * 3
+    for row, outcome in zip(body, VERDICTS, strict=True):
+        assert row[1].startswith(f"**{outcome}**: median ratio ")
+    assert body[0][1].endswith("0.950 (0.900 to 0.990); threshold: at least 0.9")
+
+
+def test_both_attacks_of_a_claim_share_a_line():
+    verdicts = [
+        Verdict(CLAIM, "average rate", 0.95, 0.9, 0.99, 0.9, attack="paper"),
+        Verdict(CLAIM, "worst rate", 0.2, 0.1, 0.3, 0.9, attack="strong"),
+        Verdict(CLAIM, "worst rate, small", NAN, NAN, NAN, 0.9, at_most=True, attack="strong"),
+    ]
+    _, body = table_of(pages.verdict_table([("run", "02", v) for v in verdicts]).data)
+    ((_, paper, strong, _),) = body
+    assert paper.startswith("**supported**: average rate")
+    first, second = strong.split("<br>")
+    assert first.startswith("**not supported**: worst rate")
+    assert second == "**undecided**: worst rate, small no value; threshold: at most 0.9"
 
 
 def test_pipes_in_a_table_of_verdicts_do_not_split_cells():
     v = Verdict("a | b", "dist / |delta|", 1, 1, 1, 1)
-    _, (row,) = table_of(pages.verdict_table([("N | 100", v)]).data)
-    assert [row[0], row[4], row[5]] == ["a | b", "dist / |delta|", "N | 100"]
+    _, (row,) = table_of(pages.verdict_table([("N | 100", "01", v)]).data)
+    assert row[0] == "[a | b](01.ipynb)"
+    assert "dist / |delta|" in row[1]
+    assert row[3] == "N | 100"
 
 
 # --- tables ---------------------------------------------------------------------------------------------------
@@ -170,8 +202,28 @@ def test_the_command_of_the_largest_run_is_valid_too(dataset):
 
 
 def test_source_and_scope():
-    assert pages.source(ROWS) == "FONTS, N = 400 (first rows), 3 networks, 200 images; CPU, 1 threads"
+    assert pages.source(ROWS) == "FONTS, N = 400 (first rows), 3 networks a point, 200 images; CPU, 1 threads"
     assert pages.scope(P, ROWS) == "profile tiny, computed on CPU, 1 threads in 12 s"
+
+
+def test_a_grid_says_its_range_and_the_seconds_of_all_points():
+    shared = {**ROWS.iloc[0], "network": "cnn"}
+    points = [("normal", 250, 10.0), ("normal", 1000, 20.0), ("adversarial", 1000, 30.0)]
+    rows = [{**shared, "recipe": recipe, "n": n, "seconds": seconds} for recipe, n, seconds in points for _ in range(3)]
+    table = pd.DataFrame(rows)
+    assert pages.source(table).startswith("FONTS, N = 250 to 1,000 (first rows)")
+    assert pages.scope(P, table).endswith("in 60 s")
+
+
+def test_the_command_of_a_grid_gives_its_lists():
+    p = GeneralizationLink.of({"N": [250, 500], "RECIPES": ["normal", "on_manifold"]})
+    rows = pd.DataFrame(
+        [{**point.point(), "device": "CPU", "torch": "2", "seconds": 1.0, "version": 1} for point in p.points()]
+    )
+    command = re.search(r"^papermill .*? -y '(.*)'$", pages.provenance(p, rows).data, re.M)
+    larger = GeneralizationLink.of(yaml.safe_load(command[1]))
+    assert larger.n == [250, 500, 1000]
+    assert larger.recipes == p.recipes
 
 
 @pytest.mark.parametrize("chapter", chapters.CHAPTERS)
