@@ -4,7 +4,8 @@
 #   make book DATASET=fashion_mnist PROFILE=standard
 #   make test                      the tests
 #   make lab                       the notebooks in JupyterLab
-#   make sweep PROFILE=standard    all points of a profile
+#   make sweep PROFILE=standard    all points of a profile, a job each; SNAKEMAKE=-n only says what is missing;
+#                                  THREADS=1 for as many at once as there are cores, GPUS=0,1 for one a GPU
 #   make bench                     how fast the attacks are, beside other libraries; BENCH="--sizes small" for a short run
 #
 # On Linux without a GPU, TORCH_INDEX=https://download.pytorch.org/whl/cpu saves gigabytes of CUDA packages.
@@ -12,13 +13,14 @@
 PYTHON ?= python3
 PROFILE ?= quick
 CORES ?= all
+RETRIES ?= 1
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) torch==2.13.0)
-SET := $(if $(DATASET),DATASET=$(DATASET)) $(if $(N),SET_N=$(N))
+SET := $(if $(DATASET),DATASET=$(DATASET)) $(if $(N),SET_N=$(N)) $(if $(THREADS),threads=$(THREADS)) $(if $(GPUS),gpus=$(GPUS))
 FLAGS := --profile $(PROFILE) $(if $(DATASET),-p DATASET $(DATASET)) $(if $(N),-p N $(N))
 # Snakemake's own lock and marks of unfinished files are not needed: see the Snakefile.
-RUN = $(BIN)/snakemake --quiet host rules --rerun-triggers mtime input --nolock --ignore-incomplete --cores $(CORES) $(SNAKEMAKE)
+RUN = $(BIN)/snakemake --quiet host rules --rerun-triggers mtime input --nolock --ignore-incomplete $(SNAKEMAKE) --cores $(CORES)
 
 .PHONY: book test lab sweep bench clean
 
@@ -35,7 +37,8 @@ lab: .venv/lab
 	$(BIN)/jupyter lab nbs
 
 sweep: .venv/book
-	$(RUN) --keep-going sweep --config profile=$(PROFILE) $(SET)
+	@$(BIN)/python -m advbook.chapters missing $(FLAGS)
+	$(RUN) --keep-going --retries $(RETRIES) sweep --config profile=$(PROFILE) each=point $(SET)
 
 bench: .venv/bench
 	$(BIN)/python scripts/benchmark.py $(BENCH)

@@ -3,33 +3,61 @@
 # Every file here appears by rename when it is whole, so `--nolock --ignore-incomplete` (see the Makefile) is safe after a
 # kill: what exists is complete. A point has no inputs, so rows are computed only where they are missing; their file name
 # holds their parameters and the experiment's version. Chapters and pages are drawn again when a source is newer.
+#
+# --config: profile=NAME; each=point for a job a point (else one a chapter computes what its page shows, in one kernel);
+# threads=N of a job; gpus=0,1 for a job a GPU; PARAMETER=value for all chapters that have it.
+import shlex
 import sys
 from pathlib import Path
+
+from snakemake.jobs import Job
 
 from advbook import chapters, ledger
 
 BIN = Path(sys.executable).parent
 PROFILE = str(config.get("profile", "quick"))
+GPUS = str(config.get("gpus", ""))
 # Snakemake takes no name of a single letter, so N may come as SET_N.
 OVERRIDES = {name.removeprefix("SET_"): value for name, value in config.items() if name.isupper()}
-FLAGS = " ".join(["--profile", PROFILE, *(f"-p {name} {value}" for name, value in OVERRIDES.items())])
+FLAGS = shlex.join(["--profile", PROFILE, *(word for p in OVERRIDES.items() for word in ("-p", *map(str, p)))])
 try:
+    THREADS = int(config.get("threads", max(1, (workflow.cores or 1) // len(GPUS.split(",")))))
     PLAN = chapters.plan(PROFILE, OVERRIDES)
 except ValueError as error:
     sys.exit(f"advbook: {error}")
 
-POINTS = {
-    str(path): (chapter, index)
-    for chapter, points in PLAN.items()
-    for index, path in enumerate(chapters.row_files(points))
-}
-for path in POINTS:
-    ledger.read(Path(path))  # sets a damaged file aside, so that it counts as missing below
-SHOWN = {chapter: [str(path) for path in chapters.row_files(points[:1])] for chapter, points in PLAN.items()}
+SHOWN = {chapter: [str(path) for path in chapters.row_files(entries[:1])] for chapter, entries in PLAN.items()}
+POINTS = {chapter: [str(path) for path in chapters.row_files(entries)] for chapter, entries in PLAN.items()}
+JOBS = {}  # name -> arguments of `advbook.chapters rows`, and the row files that it writes
+for chapter, paths in POINTS.items():
+    if workflow.is_main_process:  # a damaged file is set aside, so that it counts as missing
+        for path in paths:
+            ledger.read(Path(path))
+    together = [path for path in SHOWN[chapter] if config.get("each") != "point" and not Path(path).exists()]
+    JOBS[f"rows_{chapter}"] = chapter, together
+    for index, path in enumerate(paths):
+        if path not in together:
+            JOBS[f"point_{chapter}_{index}"] = f"{chapter} --index {index}", [path]
+
 SOURCES = [str(path) for path in sorted(Path("advbook").rglob("*")) if path.suffix in {".py", ".js", ".css"}]
 PUBLISHED = [str(path) for path in sorted(Path("book/results").rglob("*")) if path.is_file()]
 PROSE = [str(path) for path in sorted(Path("book").glob("*.*"))] + ["_config.yml", "_toc.yml"]
 STATIC = [str(path) for path in sorted(Path("book/_static").rglob("*")) if path.is_file()]
+
+
+# Snakemake deletes outputs before their job starts and when it fails. Here an output that is there is whole, and stays: the
+# page as it was, a row that another run has written meanwhile, the rows of a job that died at a later one.
+async def keep(job):
+    """Delete nothing."""
+
+
+async def forget(job, *_):
+    """Delete nothing but what Snakemake notes of outputs even now: the old page would pass for one of today's sources."""
+    job.dag.workflow.persistence.cleanup(job)
+
+
+Job.remove_existing_output = keep
+Job.cleanup = forget
 
 
 localrules:
@@ -68,28 +96,29 @@ rule chapter:
         published=PUBLISHED,
         profile=f"nbs/profiles/{PROFILE}.yml",
     output:
-        update("book/chapters/{page}.ipynb"),
+        "book/chapters/{page}.ipynb",
     params:
         flags=FLAGS,
     shell:
         "{sys.executable} -m advbook.chapters page {wildcards.page} {params.flags}"
 
 
-for path, (chapter, index) in POINTS.items():
+for name, (arguments, paths) in JOBS.items():
 
     rule:
         name:
-            f"point_{chapter}_{index}"
+            name
         output:
-            path,
+            paths,
         params:
-            call=f"{chapter} --index {index} {FLAGS}",
-        threads: workflow.cores or 1
+            call=f"{arguments} {FLAGS}" + (f" --gpus {GPUS}" if GPUS else ""),
+        threads: THREADS
         shell:
-            # Threads that wait for each other spin: long by default, which on a busy machine costs many times the work.
-            "GOMP_SPINCOUNT=10000 {sys.executable} -m advbook.chapters point {params.call}"
+            # Snakemake sets OMP_NUM_THREADS to the job's threads. Those that wait for each other spin: long by default,
+            # which on a busy machine costs many times the work.
+            "GOMP_SPINCOUNT=10000 {sys.executable} -m advbook.chapters rows {params.call}"
 
 
 rule sweep:
     input:
-        list(POINTS),
+        POINTS.values(),

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from itertools import cycle, product
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend_handler import HandlerTuple
+from matplotlib.lines import Line2D
+
+from advbook.experiments.recipes import TITLES, Recipe
 
 # Colours by kind of perturbation (Okabe and Ito's palette, which colour-blind readers can tell apart), with line
 # styles.
@@ -20,6 +25,13 @@ LOOKS = {
     "random sign": ("#0072b2", "--"),
     "gaussian": ("#56b4e9", "--"),
     "on-manifold move": ("#009e73", "-."),
+}
+# Names and colours of what moves images on the manifold.
+MOVES = {
+    "paper": ("paper's attack", "#d55e00"),
+    "strong": ("strong attack", "#cc79a7"),
+    "random moves": ("random moves", "#009e73"),
+    "random search": ("random search", "#0072b2"),
 }
 STYLE: Any = {
     "figure.dpi": 110,
@@ -82,6 +94,30 @@ def intervals(panels: Mapping[str, pd.DataFrame], quantity: str, label: str, *, 
     return figure
 
 
+def success(panels: Mapping[str, pd.DataFrame], *, threshold: float) -> Figure:
+    """Success rates of every attack with their intervals, a panel a table of pooled rows; a dotted line at the
+    threshold. Filled: averaged over restarts or draws; open: any of them. All tables hold the attacks in one order.
+    """
+    with look():
+        figure, grid = plt.subplots(
+            1, len(panels), figsize=(3.6 * len(panels) + 1.2, 2.9), sharey=True, squeeze=False, layout="constrained"
+        )
+        for axes, (title, rows) in zip(grid[0], panels.items(), strict=True):
+            for place, row in enumerate(rows.to_dict("records")):
+                colour = MOVES[row["attack"]][1]
+                for quantity, at, fill in (("success_average", -0.13, colour), ("success_worst", 0.13, "white")):
+                    numbers = (row[f"{quantity}{end}"] for end in ("", "_low", "_high"))
+                    value, low, high = (np.nan if number is None else number for number in numbers)
+                    axes.plot([low, high], [place + at] * 2, color=colour, lw=2.5, solid_capstyle="butt")
+                    axes.plot(value, place + at, "o", color=colour, mfc=fill, ms=6, clip_on=False)
+            axes.axvline(threshold, color="0.4", lw=1, ls=":")
+            axes.set(title=title, xlabel="success rate", xlim=(0, 1))
+        names = [MOVES[attack][0] for attack in next(iter(panels.values()))["attack"]]
+        grid[0][0].set_yticks(range(len(names)), names)
+        grid[0][0].invert_yaxis()
+    return figure
+
+
 def _interval(axes: Axes, place: int, row: Mapping[Any, Any], quantity: str) -> None:
     value, low, high = row[quantity], row[f"{quantity}_low"], row[f"{quantity}_high"]
     colour = LOOKS[str(row["kind"])][0]
@@ -116,3 +152,231 @@ def _picture(axes: Axes, image: np.ndarray) -> None:
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set_visible(False)
+
+
+class Look(NamedTuple):
+    """How a recipe looks: colour, marker, and the marker of the paper's values, which is a cross."""
+
+    colour: str
+    marker: str
+    cross: str | tuple[int, int, float]
+
+
+# No two recipes share a marker, so that they can be told apart without colours too.
+RECIPES: dict[Recipe, Look] = {
+    "normal": Look("#000000", "o", "x"),
+    "adversarial": Look("#d55e00", "s", "+"),
+    "adversarial_full": Look("#8c3b00", "D", (8, 2, 0.0)),
+    "on_manifold": Look("#009e73", "^", "2"),
+    "transformation": Look("#0072b2", "v", "1"),
+    "random_latent": Look("#e69f00", "P", "3"),
+    "random_transformation": Look("#56b4e9", "X", "4"),
+    "random_transformation_released": Look("#777777", "p", (5, 2, 0.0)),
+    "combined": Look("#cc79a7", "d", (6, 2, 0.0)),
+    "combined_full": Look("#7b3f61", "h", (7, 2, 0.0)),
+    "dial_25": Look("#7a9a01", "<", (9, 2, 0.0)),
+    "dial_75": Look("#a6761d", ">", (10, 2, 0.0)),
+}
+# Where numbers come from: published rows stand out, the paper's own values stay in the background.
+SOURCES: dict[str, dict[str, Any]] = {
+    "published rows": {"linestyle": "-", "lw": 1.6, "ms": 6},
+    "this build": {"linestyle": "--", "lw": 1.1, "ms": 7, "markerfacecolor": "white", "markeredgewidth": 1.4},
+    "the paper": {"linestyle": ":", "lw": 1.1, "ms": 7},
+}
+NARROW = 4.8  # inches: a figure of this width is readable on a phone
+
+
+def curves(tables: Mapping[str, pd.DataFrame], quantity: str, label: str) -> Figure:
+    """A quantity over N, a line a recipe with its 95 % intervals; N has a logarithmic axis.
+
+    tables: where the numbers come from, a key of SOURCES -> a row a point of one network, as `grid.table` gives them:
+    columns recipe, n, and of the quantity Q the columns Q, Q_low and Q_high. Q alone for "the paper", which has no
+    intervals. Without rows the axes stay empty.
+    """
+    with look():
+        figure, axes = plt.subplots(figsize=(NARROW, 4.4), layout="constrained")
+        for (source, table), (recipe, shift) in product(tables.items(), _apart(_recipes(tables))):
+            own = table[table.recipe == recipe].sort_values("n")
+            if len(own):
+                style = _style(recipe, source)
+                axes.plot(own.n * shift, own[quantity], **style)
+                _bars(axes, own.n * shift, own, quantity, style)
+        axes.set(xlabel="training images N", ylabel=label)
+        axes.set_ylim(bottom=0)
+        _n_axis(axes, tables.values())
+        _legend(figure, [*_recipe_handles(tables), *_source_handles(tables)])
+    return figure
+
+
+def against(
+    tables: Mapping[str, pd.DataFrame], x: str, y: str, xlabel: str, ylabel: str, *, fitted: bool = False
+) -> Figure:
+    """One quantity against another, a dot a point with a cross of its two 95 % intervals; larger dots for larger N.
+
+    tables: as in `curves`, with both quantities. A thin line joins the points of a recipe in the order of N. fitted:
+    draw the least-squares line through all points of the first table that has any.
+    """
+    with look():
+        figure, axes = plt.subplots(figsize=(NARROW, 4.6), layout="constrained")
+        size = _sizes(tables.values())
+        for (source, table), recipe in product(tables.items(), _recipes(tables)):
+            own, style = table[table.recipe == recipe].sort_values("n"), _style(recipe, source)
+            axes.plot(own[x], own[y], color=style["color"], lw=0.6, alpha=0.6)
+            _bars(axes, own[x], own, y, style)
+            _bars(axes, own[y], own, x, style, sideways=True)
+            for n, at, height in zip(own.n, own[x], own[y], strict=True):
+                axes.plot(at, height, **style | {"ms": size(n), "linestyle": ""})
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        handles = [
+            *_recipe_handles(tables),
+            *_source_handles(tables, joined=False),
+            *_size_handles(tables.values(), size),
+        ]
+        whole = [(source, table.dropna(subset=[x, y])) for source, table in tables.items()]
+        enough = [(source, table) for source, table in whole if table[x].nunique() > 1]
+        if fitted and enough:
+            source, table = enough[0]
+            slope, base = np.polyfit(table[x].astype(float), table[y].astype(float), 1)
+            ends = np.array([table[x].min(), table[x].max()])
+            (line,) = axes.plot(ends, base + slope * ends, color="0.4", lw=1, ls="--", zorder=1)
+            handles.append((line, f"least squares, {source}"))
+        _legend(figure, handles)
+    return figure
+
+
+def gains(table: pd.DataFrame, quantity: str = "gain", label: str = "gain in test error") -> Figure:
+    """What a recipe gains over others at every N, dots with 95 % intervals; above the line at zero it is better.
+
+    table: as `generalization.gains` gives it: columns over (the recipe to compare with), n, and of the quantity Q the
+    columns Q, Q_low and Q_high.
+    """
+    with look():
+        figure, axes = plt.subplots(figsize=(NARROW, 3.4), layout="constrained")
+        axes.axhline(0, color="0.4", lw=1)
+        found = [recipe for recipe in RECIPES if len(table) and (table.over == recipe).any()]
+        for recipe, shift in _apart(found):
+            own, style = table[table.over == recipe].sort_values("n"), _style(recipe, "published rows")
+            axes.plot(own.n * shift, own[quantity], **style, label=f"over {TITLES[recipe]} training")
+            _bars(axes, own.n * shift, own, quantity, style)
+        axes.set(xlabel="training images N", ylabel=label)
+        _n_axis(axes, [table])
+        _legend(figure, list(zip(*axes.get_legend_handles_labels(), strict=True)))
+    return figure
+
+
+def dial(error: pd.DataFrame, success: pd.DataFrame) -> Figure:
+    """The trade-off between on-manifold (d = 0) and regular (d = 1) adversarial training: test error above, regular
+    success below, over the share d of the regular part, a line an N with its 95 % intervals.
+
+    error, success: as `independence.dial` gives them: columns d, n, value, low, high.
+    """
+    with look():
+        figure, grid = plt.subplots(2, 1, figsize=(NARROW, 5.2), sharex=True, layout="constrained")
+        sizes = sorted({int(n) for table in (error, success) for n in table.n})
+        colours = plt.get_cmap("cividis")(np.linspace(0, 0.8, max(len(sizes), 1)))
+        for axes, table, label in zip(grid, (error, success), ("test error", "regular success"), strict=True):
+            for n, colour, marker in zip(sizes, colours, cycle("os^vDPXd"), strict=False):
+                own = table[table.n == n].sort_values("d")
+                style = {"color": colour, "marker": marker, "ms": 6, "lw": 1.6}
+                axes.plot(own.d, own.value, **style, label=f"N = {n:,}")
+                axes.vlines(own.d, own.low, own.high, color=colour, lw=1.2)
+            axes.set_ylabel(label)
+            axes.set_ylim(bottom=0)
+        places = [0, 0.25, 0.5, 0.75, 1]
+        grid[1].set_xticks(places, ["0\non-manifold", "0.25", "0.5\ncombined", "0.75", "1\nadversarial"])
+        grid[1].set_xlabel("share d of the regular part")
+        figure.align_ylabels(grid)
+        _legend(figure, list(zip(*grid[0].get_legend_handles_labels(), strict=True)), columns=3)
+    return figure
+
+
+def _recipes(tables: Mapping[str, pd.DataFrame]) -> list[Recipe]:
+    """The recipes of all tables, in the order of RECIPES."""
+    present = {recipe for table in tables.values() for recipe in table.recipe}
+    if unknown := present - set(RECIPES):
+        raise KeyError(f"recipes without a look: {sorted(unknown)}")
+    return [recipe for recipe in RECIPES if recipe in present]
+
+
+def _apart(recipes: Sequence[Recipe]) -> list[tuple[Recipe, float]]:
+    """A factor of N for each recipe, so that intervals at one N do not hide each other."""
+    if len(recipes) < 2:
+        return [(recipe, 1.0) for recipe in recipes]
+    return list(zip(recipes, np.linspace(0.97, 1.03, len(recipes)).tolist(), strict=True))
+
+
+def _style(recipe: Recipe, source: str) -> dict[str, Any]:
+    own = RECIPES[recipe]
+    marker = own.cross if source == "the paper" else own.marker
+    return {"color": own.colour, "marker": marker, **SOURCES[source]}
+
+
+def _bars(
+    axes: Axes, at: pd.Series, rows: pd.DataFrame, quantity: str, style: Mapping[str, Any], *, sideways: bool = False
+) -> None:
+    """Intervals, where the rows have them."""
+    if f"{quantity}_low" in rows:
+        draw = axes.hlines if sideways else axes.vlines
+        draw(at, rows[f"{quantity}_low"], rows[f"{quantity}_high"], color=style["color"], lw=1.2)
+
+
+def _n_axis(axes: Axes, tables: Iterable[pd.DataFrame]) -> None:
+    """A logarithmic axis that names a few of the N that occur."""
+    sizes = sorted({int(n) for table in tables if len(table) for n in table.n})
+    if not sizes:
+        return
+    even = np.geomspace(sizes[0], sizes[-1], 5)
+    named = sorted({min(sizes, key=lambda n: abs(np.log(n / place))) for place in even})
+    axes.set_xscale("log")
+    axes.minorticks_off()
+    axes.set_xticks(named, [f"{n:,}" for n in named])
+
+
+def _sizes(tables: Iterable[pd.DataFrame]) -> Callable[[float], float]:
+    """Which marker size an N has: from 4 to 9 points, even steps in log N."""
+    logs = np.log([n for table in tables for n in table.n] or [1.0])
+    low, span = logs.min(), max(float(np.ptp(logs)), 1e-9)
+    return lambda n: float(4 + 5 * (np.log(n) - low) / span)
+
+
+Handle = tuple[Any, str]  # what a legend shows, and its text
+
+
+def _recipe_handles(tables: Mapping[str, pd.DataFrame]) -> list[Handle]:
+    """A recipe's markers: as in rows, as in the paper, or both."""
+    found: list[Handle] = []
+    for recipe in _recipes(tables):
+        sources = [source for source, table in tables.items() if (table.recipe == recipe).any()]
+        styles = {_style(recipe, source)["marker"]: source for source in reversed(sources)}
+        marks = [_style(recipe, source) | {"linestyle": ""} for source in reversed(styles.values())]
+        filled = [mark | {"markerfacecolor": mark["color"]} for mark in marks]
+        found.append((tuple(Line2D([], [], **mark) for mark in filled), TITLES[recipe]))
+    return found
+
+
+def _source_handles(tables: Mapping[str, pd.DataFrame], *, joined: bool = True) -> list[Handle]:
+    full = [source for source, table in tables.items() if len(table)]
+    grey = {"color": "0.35"} if joined else {"color": "0.35", "linestyle": ""}
+    marks = {source: "x" if source == "the paper" else "o" for source in full}
+    return [(Line2D([], [], **SOURCES[source] | grey, marker=marks[source]), source) for source in full]
+
+
+def _size_handles(tables: Iterable[pd.DataFrame], size: Callable[[float], float]) -> list[Handle]:
+    sizes = sorted({int(n) for table in tables for n in table.n})
+    ends = [sizes[0], sizes[-1]] if len(sizes) > 1 else []
+    return [(Line2D([], [], color="0.35", marker="o", linestyle="", ms=size(n)), f"N = {n:,}") for n in ends]
+
+
+def _legend(figure: Figure, handles: Sequence[Handle], columns: int = 2) -> None:
+    """A legend below, so that it costs no width."""
+    if handles:
+        figure.legend(
+            [handle for handle, _ in handles],
+            [text for _, text in handles],
+            loc="outside lower center",
+            ncols=columns,
+            fontsize=9,
+            handler_map={tuple: HandlerTuple(ndivide=None, pad=0.6)},
+        )

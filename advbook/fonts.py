@@ -123,6 +123,19 @@ def transform(images: Tensor, theta: Tensor, formula: Formula = "product") -> Te
     return F.grid_sample(images, grid, align_corners=True).clamp(0, 1)
 
 
+def upright(images: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """Undo `transform` where theta is known: sample through the inverse of A(theta), so that the letter stands upright.
+
+    images: [B, 1, H, W]; theta: [B, 6] -> images [B, 1, H, W], and bool masks of that shape: True where the upright
+    pixel lay inside the canvas, so that its value is known. Bilinear twice, so edges come out softer.
+    """
+    matrix = affine(theta)
+    inverse = torch.linalg.inv(matrix[:, :, :2])  # det = scale^2 (1 - hx hy) > 0 in the box
+    back = torch.cat([inverse, -inverse @ matrix[:, :, 2:]], 2)
+    grid = F.affine_grid(back, list(images.shape), align_corners=True)  # [B, H, W, 2]
+    return F.grid_sample(images, grid, align_corners=True), (grid.abs() <= 1).all(-1)[:, None]
+
+
 def decode(theta: Tensor, font: Tensor, letter: Tensor, *, formula: Formula = "product") -> Tensor:
     """The decoder dec(theta; font, letter) of the true manifold: [B, 6], [B], [B] -> [B, 1, 28, 28] in [0, 1]."""
     return transform(prototypes(theta.device)[font, letter][:, None], theta, formula)

@@ -92,9 +92,7 @@ def resampled_rates(
     rates = []
     for hits, counted in tables:
         by_block = weights(hits.shape[2])
-        top, bottom = (
-            np.einsum("rs,psk,rk->pr", by_seed, part, by_block, optimize=True) for part in (hits, counted)
-        )
+        top, bottom = (np.einsum("rs,psk,rk->pr", by_seed, part, by_block, optimize=True) for part in (hits, counted))
         with np.errstate(invalid="ignore", divide="ignore"):
             rates.append(np.where(bottom > 0, top / bottom, np.nan))
     return tuple(rates)

@@ -25,7 +25,7 @@ def verdict(v: Verdict, number: str = ".4f") -> Markdown:
     measured = (
         f"The {v.statistic} is {v.value:{number}}, with a 95 % interval from {v.low:{number}} to {v.high:{number}}."
         if math.isfinite(v.value)
-        else "No example counts, so there is nothing to measure."
+        else "The rows do not hold what it needs, so there is nothing to measure."
     )
     inside, outside = ("at most", "more") if v.at_most else ("at least", "less")
     text = (

@@ -135,22 +135,22 @@ def data(size: Size, device: torch.device) -> setting.Setting:
 def trained(recipe: str, size: Size, s: setting.Setting) -> nn.Sequential:
     """A classifier trained normally or adversarially, as every library gets it; from the store where it is."""
     schedule, generator = training.Schedule(epochs=size.epochs), torch.Generator().manual_seed(0)
-    adversary = training.Adversary(eps=EPS, steps=size.steps)
+    adversary = training.Adversary(steps=size.steps)
     key = {
         "benchmark": VERSION,
         "training": recipe,
         "schedule": schedule.model_dump(),
-        "adversary": adversary.model_dump(),
+        "adversary": {"eps": EPS, **adversary.model_dump()},
         "data": ["fonts", "first", size.n],
         "device": s.x.device.type,
     }
     fresh = networks.cnn(generator=generator).to(s.x.device)
 
     def train(missing: list[int]) -> list[nn.Module]:
-        fleet, common = Stack([fresh]), {"generators": [generator], "label": f"{recipe} training"}
-        if recipe == "normal":
-            return training.normal(fleet, s.x, s.y, schedule, **common).unstack()
-        return training.adversarial(fleet, s.x, s.y, schedule, adversary, **common).unstack()
+        perturbed = [] if recipe == "normal" else [training.pixels(s.x, EPS, adversary)]
+        return training.train(
+            Stack([fresh]), s.x, s.y, schedule, perturbed, generators=[generator], label=f"{recipe} training"
+        ).unstack()
 
     (network,) = store.trained([key], [fresh], train)
     assert isinstance(network, nn.Sequential)
@@ -541,10 +541,11 @@ def fit(
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     fleet = Stack([networks.cnn(generator=generator).to(x.device) for generator in generators])
     schedule = schedule.model_copy(update={"epochs": epochs})
-    if precision is None:
-        return training.normal(fleet, x, y, schedule, generators=generators)
-    adversary = training.Adversary.model_validate({"eps": EPS, "steps": steps, "precision": precision})
-    return training.adversarial(fleet, x, y, schedule, adversary, generators=generators)
+    perturbed: list[training.Perturbed] = []
+    if precision is not None:
+        adversary = training.Adversary.model_validate({"steps": steps, "precision": precision})
+        perturbed = [training.pixels(x, EPS, adversary)]
+    return training.train(fleet, x, y, schedule, perturbed, generators=generators)
 
 
 # --- 4. the papers' grid ----------------------------------------------------------------------------------------

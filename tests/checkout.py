@@ -35,8 +35,9 @@ IGNORED = (
     ".*_cache",
     ".hypothesis",
 )
+TOY = "99_toy"
 OURS = ("ADVBOOK_HOME", "ADVBOOK_DATA", "MAKEFLAGS", "MFLAGS", "MAKELEVEL")  # what a caller's shell must not add
-PATIENCE = 240  # seconds for one command on a busy machine
+PATIENCE = 400  # seconds for one command on a busy machine
 
 
 def tracked(root: Path = ROOT) -> list[str] | None:
@@ -99,11 +100,12 @@ class Tree:
 
     def snakemake(self, goal: str, *settings: str, extra: str = "", profile: str = "tiny", cores: int = 1) -> list[str]:
         """Snakemake's command line as the Makefile gives it; goal: a rule, or a file. settings: PARAMETER=value."""
-        rule = "book" if goal == "pages" else "sweep"
+        rule, target = ("sweep", "sweep") if goal == "sweep" else ("book", "pages")
         asked = ["make", "-n", rule, f"PROFILE={profile}", f"CORES={cores}", f"SNAKEMAKE={extra}", *settings]
         lines = subprocess.run(asked, cwd=self.root, env=self.env(), capture_output=True, text=True, check=True).stdout
         (line,) = (line for line in lines.splitlines() if line.startswith(".venv/bin/snakemake "))
-        return [sys.executable, "-m", "snakemake", *(goal if word == rule else word for word in shlex.split(line)[1:])]
+        words = [goal if word == target else word for word in shlex.split(line)]
+        return [sys.executable, "-m", "snakemake", *words[1:]]
 
     def make(self, goal: str, *settings: str, **options: Any) -> str:
         """Run Snakemake to a good end and give its output."""
@@ -163,6 +165,79 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
         assert process.poll() is None, f"it ended before: {process.communicate()[0][-4000:]}"
         assert time.monotonic() < deadline, "it never came so far"
         time.sleep(0.02)
+
+
+TOY_MODULE = '''"""A chapter over a grid that takes no time, and writes down what it computes and where."""
+
+import os
+import resource
+import time
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from advbook.experiments import Axis, Parameters, Result
+
+
+class Toy(Parameters):
+    experiment: ClassVar[str] = "99_toy"
+    version: ClassVar[int] = 1
+    axes: ClassVar[dict[str, str]] = {"recipes": "recipe", "n": "n"}
+    dataset: Literal["fonts"] = "fonts"
+    recipes: Axis[Literal["normal", "other"]] = ["normal"]
+    n: Axis[Annotated[int, Field(ge=1)]] = [1, 2]
+
+    def compute(self):
+        (n,), (recipe,) = self.n, self.recipes
+        if Path(f"broken-{n}").exists():
+            raise OSError(f"point {n} is broken")
+        with Path("computed").open("a") as log:
+            log.write(f"{recipe} {n} {os.getpid()}\\n")
+        if Path(f"full-{n}").exists():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (64, -1))
+        time.sleep(0.3)
+        return Result([{"value": n / 3}], {"squares": np.arange(n) ** 2})
+'''
+TOY_NOTEBOOK = """# %% tags=["parameters"]
+DATASET: str = "fonts"
+RECIPES: list = ["normal"]
+N: list = [1, 2]
+DEVICE: str = "auto"
+PROFILE: str = "own"
+
+# %% tags=["compute"]
+from advbook.experiments.toy import Toy
+
+rows = Toy.of_notebook(globals()).rows()
+
+# %%
+from pathlib import Path
+
+if Path("broken-page").exists():
+    raise OSError("the page is broken")
+len(rows)
+"""
+
+
+def toy_book(fresh: Tree, target: Path, profile: str) -> Tree:
+    """A copy of the tree whose only chapter is a toy: what Snakemake does with a grid, without the time of one.
+
+    profile: the entries of the profile "toy", as YAML. The file `computed` gets a line (recipe, N, process) for each
+    point that is computed. In the root, files `broken-N` and `broken-page` make a point or the page fail, and with
+    `full-N` no file of more than 64 bytes can be written after that point.
+    """
+    tree = fresh.clone(target)
+    chapters = tree.root / "advbook" / "chapters.py"
+    text = chapters.read_text()
+    assert text.count("\nPAGES = (") == 1
+    only = "from advbook.experiments.toy import Toy\n\nCHAPTERS = {Toy.experiment: Toy}\nPAGES = ("
+    chapters.write_text(text.replace("\nPAGES = (", f"\n{only}"))
+    (tree.root / "advbook" / "experiments" / "toy.py").write_text(TOY_MODULE)
+    (tree.root / "nbs" / f"{TOY}.py").write_text(TOY_NOTEBOOK)
+    (tree.root / "nbs" / "profiles" / "toy.yml").write_text(f"{TOY}: {profile}\n")
+    return tree
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import json
 import math
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,14 +48,21 @@ def published_states(notebook: Path) -> list[dict[str, Any]]:
 
 
 def parity(state: dict[str, Any], *, count: int = 50, seed: int = 0) -> Parity:
-    """The differences at `count` random places of the sliders, and on as many images of noise."""
+    """The differences at `count` random places of the sliders, on the attack's path, and on as many images of noise."""
     generator = torch.Generator().manual_seed(seed)
-    images, shown = (_decoded if "decoder" in state else _walked)(state, count, generator)
+    images, shown = _maker(state)(state, count, generator)
     noise = torch.rand(images.shape, generator=generator)
     # Each side classifies the images that it made itself, as the page does.
     (logits,) = run_js(state["_esm"], [net_job(state, "classifier", torch.cat([shown, noise]))])
     expected = run_torch(state["classifier"], state["classifier_weights"], torch.cat([images, noise]))
     return Parity(largest(shown, images), largest(logits, expected))
+
+
+def _maker(state: dict[str, Any]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """What makes a figure's images by torch and by JS."""
+    if "path" in state:
+        return attacked
+    return _decoded if "decoder" in state else _walked
 
 
 def run_js(module: str, jobs: list[dict[str, Any]]) -> list[Tensor]:
@@ -147,6 +155,26 @@ def _place(control: dict[str, Any], u: Tensor) -> Tensor:
         return (u * len(control["options"])).floor()
     low, high = control["min"] / control["per"], control["max"] / control["per"]
     return low + (high - low) * u
+
+
+def attacked(state: dict[str, Any], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Every example at all steps of its path and at random moves in the budget: images [B, 1, H, W], torch and JS."""
+    theta, path = (torch.from_numpy(np.frombuffer(bytes(state[k]), "<f4").copy()) for k in ("theta", "path"))
+    theta = theta.view(-1, 1, len(state["eta"]))  # [E, 1, 6]
+    path = path.view(len(theta), -1, len(state["eta"]))  # [E, T + 1, 6]
+    moves = torch.tensor(state["eta"]) * (2 * torch.rand(len(theta), count, len(state["eta"]), generator=generator) - 1)
+    zeta = torch.cat([path, moves], 1)
+    moved = (theta + zeta).clamp(torch.tensor(state["low"]), torch.tensor(state["high"]))
+    example = torch.arange(len(theta)).view(-1, 1, 1).expand(-1, zeta.shape[1], -1)
+    z = torch.cat([moved, example, torch.zeros_like(example)], 2)  # [E, T + 1 + count, 8]
+    images = run_torch(state["decoder"], state["decoder_weights"], z.flatten(0, 1))
+    decoder = net_job(state, "decoder", z[0, :0])
+    box = {"low": state["low"], "high": state["high"]}
+    jobs = [
+        {**decoder, "theta": t.flatten().tolist(), "zetas": its.tolist(), "box": box, "example": i}
+        for i, (t, its) in enumerate(zip(theta, zeta, strict=True))
+    ]
+    return images, torch.cat(run_js(state["_esm"], jobs))
 
 
 def _walked(state: dict[str, Any], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from advbook.attacks import norms
-from advbook.attacks.apgd import _stages, apgd, strongest
+from advbook.attacks.apgd import _stages, apgd, apgd_latent, strongest, strongest_latent
 from advbook.attacks.engine import Counter
 from advbook.attacks.norms import L1, L2, LINF
 from advbook.attacks.objectives import cross_entropy, dlr, margin
 from advbook.attacks.pgd import pgd
+from advbook.attacks.spaces import Latent
 from advbook.attacks.steps import sign
 from advbook.fleet import Stack
 
@@ -332,6 +333,49 @@ def test_a_member_of_a_fleet_is_attacked_as_it_would_be_alone():
         torch.testing.assert_close(together.x[:, m], alone.x, atol=1e-8, rtol=0)
 
 
+# --- in latent space --------------------------------------------------------------------------------------------
+
+
+def pixels_as_latents(x, eta, norm, gain=1.0):
+    """A decoder that gives the image itself from a code `gain` times as large."""
+    zeros, ones = (torch.full((9,), value, dtype=x.dtype) for value in (0.0, gain))
+    return Latent(gain * x.flatten(1), lambda z: z.view(-1, *SHAPE) / gain, (), zeros, ones, gain * eta, norm)
+
+
+@pytest.mark.parametrize("norm", [LINF, L2], ids=["linf", "l2"])
+@pytest.mark.parametrize("gain", [1.0, 4.0])
+def test_where_the_code_is_the_image_it_finds_the_same(norm, gain):
+    f, x, y = problem(images=12, seed=2)
+    eps = {LINF: 0.08, L2: 0.15}[norm]
+    space = pixels_as_latents(x, eps, norm, gain)
+    budget = {"steps": 12, "restarts": 2}
+    pairs = [
+        (
+            apgd(f, x, y, eps=eps, norm=norm, generator=seeded(), **budget),
+            apgd_latent(f, space, y, generator=seeded(), **budget),
+        ),
+        (
+            strongest(f, x, y, eps=eps, norm=norm, targets=2, generator=seeded(), **budget),
+            strongest_latent(f, space, y, targets=2, generator=seeded(), **budget),
+        ),
+    ]
+    for plain, latent in pairs:
+        assert torch.equal(plain.success, latent.success)
+        torch.testing.assert_close(plain.x, latent.x, atol=1e-7, rtol=0)
+        torch.testing.assert_close(plain.value, latent.value, atol=1e-6, rtol=0)
+        assert plain.forwards == latent.forwards
+    assert 0 < plain.success.sum() < 12, "the case must have both"
+
+
+def test_a_move_off_the_codes_box_is_not_made():
+    w = torch.ones(9, dtype=torch.float64)
+    x = torch.full((1, *SHAPE), 0.95, dtype=torch.float64)
+    space = pixels_as_latents(x, 0.3, LINF)
+    found = strongest_latent(halfspace(w, -9.5), space, torch.tensor([0]), steps=8, generator=seeded())
+    torch.testing.assert_close(found.x, torch.ones_like(found.x))
+    torch.testing.assert_close(found.value, torch.full_like(found.value, -0.5))
+
+
 # --- bad input ------------------------------------------------------------------------------------------------
 
 
@@ -350,6 +394,21 @@ def test_a_parameter_out_of_range_is_named(attack, wrong, sentence):
     f, x, y = problem()
     with pytest.raises(ValueError, match=sentence):
         attack(f, x, y, **{"eps": 0.1, "generator": seeded(), **wrong})
+
+
+@pytest.mark.parametrize("attack", [apgd_latent, strongest_latent])
+def test_a_parameter_out_of_range_is_named_in_latent_space(attack):
+    f, x, y = problem()
+    for wrong, sentence in (
+        ((-0.1, LINF), r"^eta = -0\.1: .*0 or more"),
+        ((math.nan, LINF), r"^eta = nan: .*0 or more"),
+        ((0.1, L1), r"^norm = l1: allowed are linf and l2"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            attack(f, pixels_as_latents(x, *wrong), y, generator=seeded())
+    fleet = Stack([torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 4))] * 2)
+    with pytest.raises(ValueError, match=r"^f is a fleet of 2: .*one network"):
+        strongest_latent(fleet, pixels_as_latents(x, 0.1, LINF), y, generator=seeded())
 
 
 def test_a_negative_number_of_targets_is_named():

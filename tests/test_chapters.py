@@ -1,19 +1,24 @@
 """advbook.chapters: plans, the command line, and the executed notebook that becomes a page."""
 
 import ast
+import os
+import platform
 import re
 from pathlib import Path
+from typing import Annotated, ClassVar, Literal
 
 import jupytext
 import nbformat
 import pytest
 from checkout import CHAPTER, PAGE, last_line
+from filelock import FileLock
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from parity import published_states
+from pydantic import Field
 from requests import ConnectionError as NoConnection
 
-from advbook import chapters, datasets, store
-from advbook.experiments import ParameterError
+from advbook import chapters, datasets, ledger, store
+from advbook.experiments import Axis, ParameterError, Parameters
 
 pytest_plugins = ["checkout"]
 
@@ -140,6 +145,14 @@ def test_a_wrong_override_is_refused_in_one_sentence(overrides, words):
         ("02_nothing: [{N: 100}]", "Unknown chapter 02_nothing in mine.yml: "),
         (f"{CHAPTER}: [{{NN: 100}}]", "Unknown parameter NN: did you mean N?"),
         (f"{CHAPTER}: [{{N: many}}]", "Parameter N = 'many' is not allowed: "),
+        (f"{CHAPTER}: {{N: 100}}", f"Chapter {CHAPTER} in mine.yml is not allowed: it should be a list"),
+        (f"{CHAPTER}: []", f"Chapter {CHAPTER} in mine.yml is not allowed: it should be a list of one or more"),
+        (f"{CHAPTER}:", f"Chapter {CHAPTER} in mine.yml is not allowed: it should be a list"),
+        (f"{CHAPTER}: [N, 100]", f"Chapter {CHAPTER} in mine.yml is not allowed: it should be a list"),
+        (f"{CHAPTER}: [{{1: 100}}]", f"Chapter {CHAPTER} in mine.yml is not allowed: it should be a list"),
+        (f"- {CHAPTER}", "Profile mine.yml is not allowed: it should name chapters"),
+        (f"{CHAPTER}: [{{N: 100", "Profile mine.yml is not allowed: it is not valid YAML ("),
+        (f"{CHAPTER}: [{{N: 100}}, {{N: 200}}, {{N: 100}}]", f"Profile mine is not allowed: two entries of {CHAPTER}"),
     ],
 )
 def test_a_wrong_profile_is_refused_in_one_sentence(tmp_path, monkeypatch, text, words):
@@ -153,6 +166,205 @@ def test_an_empty_profile_runs_the_defaults(tmp_path, monkeypatch):
     (tmp_path / "mine.yml").write_text("# nothing yet\n")
     (point,) = chapters.plan("mine")[CHAPTER]
     assert point.point() == chapters.CHAPTERS[CHAPTER]().point()
+
+
+# --- grids ----------------------------------------------------------------------------------------------------
+
+
+class Grid(Parameters):
+    """A chapter over a grid, which nobody computes."""
+
+    experiment: ClassVar[str] = "98_grid"
+    version: ClassVar[int] = 2
+    axes: ClassVar[dict[str, str]] = {"recipes": "recipe", "n": "n"}
+
+    dataset: Literal["fonts", "mnist"] = "fonts"
+    recipes: Axis[Literal["normal", "other"]] = Field(["normal"])
+    n: Axis[Annotated[int, Field(ge=1)]] = Field([10, 20])
+
+
+GRID = "98_grid: [{RECIPES: [normal, other], N: [10, 20]}, {N: [30]}]"
+
+
+@pytest.fixture
+def grid(tmp_path, monkeypatch, home):
+    """The grid as the only chapter, with two entries in the profile "mine"; nothing is computed or published yet."""
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "mine.yml").write_text(GRID)
+    monkeypatch.setattr(chapters, "PROFILES", tmp_path / "profiles")
+    monkeypatch.setattr(chapters, "CHAPTERS", {"98_grid": Grid})
+    monkeypatch.setattr(chapters, "PAGES", ("98_grid", "claims"))
+    monkeypatch.setattr(ledger, "PUBLISHED", store.CHECKOUT / "_build" / "none")
+    return chapters.plan("mine")["98_grid"]
+
+
+def single(**values) -> Parameters:
+    return Grid.of({"N": 10, **values})
+
+
+def put(point: Parameters, seconds: float = 1, device: str = "CPU, 64 threads", version: int = 2) -> Path:
+    """Rows of a point, as if they had been computed."""
+    path = ledger.path(point.experiment, version, point.point())
+    about = {"experiment": "98_grid", "version": version, **point.point(), "device": device, "seconds": seconds}
+    ledger.write(path, about, [{"value": 1.0}])
+    return path
+
+
+def test_a_grids_row_files_are_those_of_all_points_of_all_entries(grid):
+    own = [(p.recipes, p.n) for p in chapters.points(grid)]
+    grid_of_the_page = [(["normal"], [10]), (["normal"], [20]), (["other"], [10]), (["other"], [20])]
+    assert own == [*grid_of_the_page, (["normal"], [30])]
+    paths = chapters.row_files(grid)
+    assert paths == [put(p) for p in chapters.points(grid)]
+    assert len(set(paths)) == 5
+    assert chapters.row_files(grid[:1]) == paths[:4]
+
+
+def test_points_that_an_override_makes_one_are_one(grid):
+    (one, two) = chapters.plan("mine", {"N": 7, "RECIPES": "other"})["98_grid"]
+    assert chapters.row_files([one, two]) == chapters.row_files([one]) == [put(single(N=7, RECIPES="other"))]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "98_grid: [{N: [10, 20]}, {N: [20, 30]}]",
+            "Profile mine is not allowed: two entries of 98_grid name",
+        ),
+        ("98_grid: [{RECIPES: [normal, othr]}]", "Parameter RECIPES = 'othr' is not allowed: it should be 'normal' or"),
+        ("98_grid: [{N: [10, 0]}]", "Parameter N = 0 is not allowed: it should be greater than or equal to 1"),
+        ("98_grid: [{N: [10, 10]}]", "Parameter N = [10, 10] is not allowed: a value stands there twice."),
+        ("98_grid: [{N: []}]", "Parameter N = [] is not allowed: at least one value is needed."),
+    ],
+)
+def test_a_wrong_grid_is_refused_in_one_sentence(grid, text, words):
+    (chapters.PROFILES / "mine.yml").write_text(text)
+    assert refused("mine").startswith(words)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Which notebooks are run, with which parameters, instead of running them."""
+    calls = []
+    monkeypatch.setattr(chapters, "run", lambda page, parameters, output: calls.append((page, parameters, output)))
+    return calls
+
+
+def test_rows_are_those_of_the_page_or_of_any_point(grid, asked, capsys):
+    assert chapters.main(["rows", "98_grid", "--profile", "mine"]) == 0
+    assert chapters.main(["rows", "98_grid", "--profile", "mine", "--index", "2"]) == 0
+    assert chapters.main(["rows", "98_grid", "--profile", "mine", "--index", "4"]) == 0
+    assert [(given["RECIPES"], given["N"]) for _, given, _ in asked] == [
+        (["normal", "other"], [10, 20]),
+        (["other"], [10]),
+        (["normal"], [30]),
+    ]
+    assert [output for _, _, output in asked] == [None] * 3
+    assert chapters.main(["rows", "98_grid", "--profile", "mine", "--index", "5"]) == 1
+    assert capsys.readouterr().err == "advbook: --index 5 is not allowed: the profile has points 0 to 4.\n"
+
+
+def test_pages_get_the_first_entry_and_the_claims_its_row_files(grid, asked, home):
+    assert chapters.main(["page", "98_grid", "--profile", "mine"]) == 0
+    assert chapters.main(["page", "claims", "--profile", "mine"]) == 0
+    (_, own, _), (_, claims, _) = asked
+    assert own == grid[0].injected()
+    assert [home / name for name in claims["ROWS"]] == chapters.row_files(grid)[:4]
+
+
+def test_publish_takes_every_point(grid, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(store, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(ledger, "PUBLISHED", tmp_path / "results")
+    paths = [put(point) for point in chapters.points(grid)]
+    paths[3].unlink()
+    assert chapters.main(["publish", "--profile", "mine"]) == 1
+    out, err = capsys.readouterr()
+    assert out.split() == [f"results/98_grid/{path.name}" for path in paths if path.exists()]
+    assert err == f"advbook: 98_grid has no rows {paths[3].name} yet; compute them first.\n"
+    assert len(ledger.published("98_grid", 2)) == 4
+
+
+# --- what a sweep will cost -----------------------------------------------------------------------------------
+
+
+def said(capsys) -> list[str]:
+    assert chapters.main(["missing", "--profile", "mine", "-p", "DEVICE", "cpu"]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_missing_counts_points_and_says_where_it_knows_no_cost(grid, capsys):
+    assert said(capsys) == [
+        "98_grid: 5 of 5 points missing, no estimate.",
+        "All chapters: 5 points missing, no estimate.",
+    ]
+    for point in chapters.points(grid):
+        put(point)
+    assert said(capsys) == ["98_grid: 0 of 5 points missing.", "All chapters: 0 points missing."]
+
+
+def test_one_known_n_is_scaled_and_two_give_a_line(grid, capsys):
+    put(single(N=10), 60)  # of N = 20 and 30: 2 and 3 minutes
+    own, everything, _ = said(capsys)
+    assert own == "98_grid: 4 of 5 points missing, about 5.0 minutes, no estimate for 2 of them."
+    assert everything == "All chapters: 4 points missing, about 5.0 minutes, no estimate for 2 of them."
+    put(single(N=20), 70)  # of N = 30: 80 seconds
+    put(single(N=20, RECIPES="other"), 120)  # of N = 10: half
+    own, *_ = said(capsys)
+    assert own == "98_grid: 2 of 5 points missing, about 2.3 minutes."
+
+
+def test_a_line_that_falls_never_promises_less_than_was_ever_needed(grid):
+    known = [{**single(N=n).point(), "device": "CPU", "seconds": s} for n, s in ((10, 50), (20, 20))]
+    assert chapters._seconds(single(N=40), known) == 20
+
+
+@pytest.mark.parametrize("unlike", [{"device": "NVIDIA H100"}, {"version": 1}])
+def test_rows_of_another_device_or_version_promise_nothing(grid, capsys, unlike):
+    path = put(single(N=40), 60, **unlike)
+    content = path.read_bytes()
+    assert said(capsys)[0] == "98_grid: 5 of 5 points missing, no estimate."
+    assert path.read_bytes() == content
+
+
+def test_rows_of_an_older_version_are_no_rows_of_a_point(grid, capsys):
+    old = put(single(), 60, version=1)
+    assert old not in chapters.row_files(grid)
+    assert said(capsys)[0].startswith("98_grid: 5 of 5 points missing")
+
+
+def test_rows_of_other_data_stand_in_until_there_are_own_and_published_ones_count(grid, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(ledger, "PUBLISHED", tmp_path / "results")
+    ledger.publish(put(single(N=10, DATASET="mnist"), 600), "98_grid")
+    put(single(N=10, DATASET="mnist"), 600).unlink()
+    assert "about 60.0 minutes" in said(capsys)[0]  # N = 10, 20 and 30
+    put(single(N=10), 60)
+    assert "about 5.0 minutes" in said(capsys)[0]
+
+
+def test_a_damaged_row_is_set_aside_and_missing(grid, capsys):
+    for point in chapters.points(grid):
+        path = put(point)
+    path.write_bytes(path.read_bytes()[:-9])
+    assert said(capsys)[0] == "98_grid: 1 of 5 points missing, about 0.0 minutes."
+    assert not path.exists()
+
+
+# --- one process a GPU ----------------------------------------------------------------------------------------
+
+
+def test_a_job_gets_the_first_gpu_that_is_free_for_itself(grid, monkeypatch, home):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "all")
+    seen = []
+    monkeypatch.setattr(chapters, "run", lambda *given: seen.append(os.environ["CUDA_VISIBLE_DEVICES"]))
+    job = ["rows", "98_grid", "--profile", "mine"]
+    assert chapters.main(job) == 0
+    assert chapters.main([*job, "--gpus", "2,5"]) == 0
+    home.mkdir(exist_ok=True)
+    with FileLock(home / f"gpu-2-{platform.node()}.lock"):
+        assert chapters.main([*job, "--gpus", "2,5"]) == 0
+    assert chapters.main([*job, "--gpus", "2,5"]) == 0
+    assert seen == ["all", "2", "5", "2"]
 
 
 # --- the command line -----------------------------------------------------------------------------------------
@@ -224,7 +436,7 @@ def test_a_value_that_is_no_yaml_ends_with_one_sentence(value, capsys):
 
 
 def test_a_point_that_the_profile_has_not_ends_with_one_sentence(capsys):
-    assert chapters.main(["point", CHAPTER, "--profile", "tiny", "--index", "7"]) == 1
+    assert chapters.main(["rows", CHAPTER, "--profile", "tiny", "--index", "7"]) == 1
     _, err = capsys.readouterr()
     assert len(err.splitlines()) == 1
 

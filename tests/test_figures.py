@@ -11,6 +11,7 @@ from matplotlib.colors import to_rgb
 
 from advbook import figures
 from advbook.experiments.off_manifold import EDGES
+from advbook.experiments.recipes import TITLES
 
 mpl.use("Agg")
 
@@ -148,6 +149,206 @@ def test_a_title_too_few_is_an_error():
         figures.pictures({"x": noise(2, 1, 28, 28)}, ["A"])
 
 
+# --- curves over N, gains and the dial ------------------------------------------------------------------------
+
+
+def points(recipes=("normal", "on_manifold"), sizes=(250, 1000, 40_000), seed: int = 0) -> pd.DataFrame:
+    """A row a point as grid.table gives them, with two quantities."""
+    rng = np.random.default_rng(seed)
+    table = pd.DataFrame([{"recipe": recipe, "n": n} for recipe in recipes for n in sizes], columns=["recipe", "n"])
+    for name in ("error", "success"):
+        value = rng.uniform(0.2, 0.8, len(table))
+        table[name], table[f"{name}_low"], table[f"{name}_high"] = value, value - 0.1, value + 0.15
+    return table
+
+
+def compared(over=("normal", "random_latent"), sizes=(250, 1000, 40_000)) -> pd.DataFrame:
+    """What generalization.gains gives."""
+    table = points(over, sizes)
+    return pd.DataFrame({"over": table.recipe, "n": table.n, "gain": table.error - 0.3}).assign(
+        gain_low=lambda t: t.gain - 0.1, gain_high=lambda t: t.gain + 0.2
+    )
+
+
+def places(sizes=(250, 1000), seed: int = 0) -> pd.DataFrame:
+    """What independence.dial gives."""
+    table = points(("normal",) * 5, sizes, seed)
+    table["d"] = np.repeat([1.0, 0.75, 0.5, 0.25, 0.0], len(sizes))
+    return table.rename(columns={"error": "value", "error_low": "low", "error_high": "high"})[
+        ["d", "n", "value", "low", "high"]
+    ]
+
+
+def nothing(table: pd.DataFrame) -> pd.DataFrame:
+    return table.iloc[:0]
+
+
+PLOTS = {
+    "curves": lambda rows, *_: figures.curves({"this build": rows}, "error", "test error"),
+    "against": lambda rows, *_: figures.against({"this build": rows}, "error", "success", "x", "y", fitted=True),
+    "gains": lambda _, gained, __: figures.gains(gained),
+    "dial": lambda _, __, placed: figures.dial(placed, placed),
+}
+
+
+def legend(figure) -> list[str]:
+    return [text.get_text() for box in figure.legends for text in box.get_texts()]
+
+
+def intervals_of(axes) -> list[np.ndarray]:
+    """The lines of intervals, [2, 2] each: two points."""
+    return [np.asarray(one) for lines in axes.collections for one in lines.get_segments()]
+
+
+def has(found: list[np.ndarray], *, x=None, y=None) -> bool:
+    """Is there an interval with these ends?"""
+    column, ends = (0, x) if x is not None else (1, y)
+    return any(np.allclose(one[:, column], ends) for one in found)
+
+
+@pytest.mark.parametrize("name", PLOTS)
+@pytest.mark.parametrize(
+    "tables",
+    [
+        (points(), compared(), places()),
+        (points(sizes=[250]), compared(sizes=[250]), places([250])),
+        (points(["normal"], [250]), compared(["normal"], [250]), places([250]).iloc[:1]),
+        (nothing(points()), nothing(compared()), nothing(places())),
+    ],
+    ids=["grid", "one N", "one point", "nothing"],
+)
+def test_a_figure_over_n_draws_whatever_rows_there_are(name, tables):
+    figure = PLOTS[name](*tables)
+    assert plt.get_fignums() == []
+    assert png(figure)
+    assert bool(legend(figure)) == bool(len(tables[0]))
+
+
+def test_curves_have_a_line_a_recipe_with_its_intervals():
+    table = points().sample(frac=1, random_state=0)  # in any order
+    (axes,) = figures.curves({"published rows": table}, "error", "test error").axes
+    assert (axes.get_xscale(), axes.get_xlabel(), axes.get_ylabel()) == ("log", "training images N", "test error")
+    assert axes.get_ylim()[0] == 0
+    for recipe, line in zip(("normal", "on_manifold"), axes.lines, strict=True):
+        own = table[table.recipe == recipe].sort_values("n")
+        np.testing.assert_allclose(line.get_ydata(), own.error)
+        np.testing.assert_allclose(line.get_xdata(), own.n, rtol=0.04)  # moved a little apart
+        assert line.get_color() == figures.RECIPES[recipe].colour
+    found = intervals_of(axes)
+    assert len(found) == len(table)
+    for row in table.itertuples():
+        assert has(found, y=[row.error_low, row.error_high])
+
+
+def test_curves_mark_where_numbers_come_from():
+    paper = points(sizes=(500,))[["recipe", "n", "success"]]
+    tables = {"published rows": points(), "this build": points(sizes=(250,), seed=1), "the paper": paper}
+    figure = figures.curves(tables, "success", "success")
+    published, build, printed = (figure.axes[0].lines[2 * i] for i in range(3))
+    assert published.get_markerfacecolor() == published.get_color()
+    assert build.get_markerfacecolor() == "white"
+    assert printed.get_marker() == figures.RECIPES["normal"].cross != published.get_marker() == build.get_marker()
+    assert len({line.get_linestyle() for line in (published, build, printed)}) == 3
+    assert legend(figure) == ["normal", "on-manifold", "published rows", "this build", "the paper"]
+    assert len(intervals_of(figure.axes[0])) == 8  # the paper prints none
+
+
+def test_the_legend_names_what_is_drawn_and_nothing_else():
+    tables = {"published rows": nothing(points()), "this build": points(["random_latent"])}
+    assert legend(figures.curves(tables, "error", "test error")) == ["random latent", "this build"]
+
+
+def test_the_axis_of_n_names_a_few_sizes_its_ends_among_them():
+    sizes = [250, 500, 1000, 1500, 2000, 2500, 5000, 7500, 10_000, 15_000, 20_000, 30_000, 40_000]
+    (axes,) = figures.curves({"this build": points(sizes=sizes)}, "error", "test error").axes
+    names = [text.get_text() for text in axes.get_xticklabels()]
+    assert (names[0], names[-1]) == ("250", "40,000")
+    assert len(names) <= 5
+    np.testing.assert_array_equal(axes.get_xticks(), [int(name.replace(",", "")) for name in names])
+
+
+def test_a_recipe_without_a_look_is_named():
+    with pytest.raises(KeyError, match="by magic"):
+        figures.curves({"this build": points(["by magic"])}, "error", "test error")
+
+
+def test_against_has_a_dot_a_point_with_both_intervals_and_larger_dots_for_larger_n():
+    table = points()
+    figure = figures.against({"published rows": table}, "error", "success", "test error", "success")
+    (axes,) = figure.axes
+    found = intervals_of(axes)
+    assert len(found) == 2 * len(table)
+    dots = {line.get_xdata()[0]: line for line in axes.lines if len(line.get_xdata()) == 1}
+    for row in table.itertuples():
+        assert has(found, x=[row.error_low, row.error_high])
+        assert has(found, y=[row.success_low, row.success_high])
+        assert dots[row.error].get_ydata() == [row.success]
+        assert dots[row.error].get_marker() == figures.RECIPES[row.recipe].marker
+    sizes = [dots[error].get_markersize() for error in table[table.recipe == "normal"].error]
+    assert sizes == sorted(set(sizes))
+    assert {"N = 250", "N = 40,000"} <= set(legend(figure))
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("test error", "success")
+
+
+def test_the_fitted_line_goes_through_points_that_lie_on_one():
+    table = points().assign(success=lambda t: 0.1 + 0.7 * t.error)
+    tables = {"published rows": nothing(table), "this build": table}
+    plain, fitted = (figures.against(tables, "error", "success", "x", "y", fitted=on) for on in (False, True))
+    line = fitted.axes[0].lines[-1]
+    np.testing.assert_allclose(line.get_ydata(), 0.1 + 0.7 * line.get_xdata())
+    np.testing.assert_allclose(line.get_xdata(), [table.error.min(), table.error.max()])
+    assert len(fitted.axes[0].lines) == len(plain.axes[0].lines) + 1
+    assert set(legend(fitted)) - set(legend(plain)) == {"least squares, this build"}
+    holed = pd.concat([table, table.iloc[:1].assign(success=np.nan)])
+    again = figures.against({"this build": holed}, "error", "success", "x", "y", fitted=True)
+    np.testing.assert_allclose(again.axes[0].lines[-1].get_ydata(), line.get_ydata())
+
+
+def test_gains_are_shown_over_each_recipe_with_a_line_at_zero():
+    table = compared()
+    figure = figures.gains(table)
+    (axes,) = figure.axes
+    zero, *lines = axes.lines
+    assert zero.get_ydata() == [0, 0]
+    assert legend(figure) == ["over normal training", "over random latent training"]
+    for over, line in zip(("normal", "random_latent"), lines, strict=True):
+        np.testing.assert_allclose(line.get_ydata(), table[table.over == over].gain)
+    for row in table.itertuples():
+        assert has(intervals_of(axes), y=[row.gain_low, row.gain_high])
+
+
+def test_gains_can_show_another_quantity():
+    table = compared().rename(columns=lambda name: name.replace("gain", "cut"))
+    (axes,) = figures.gains(table, "cut", "relative cut").axes
+    assert axes.get_ylabel() == "relative cut"
+    np.testing.assert_allclose(axes.lines[1].get_ydata(), table[table.over == "normal"].cut)
+
+
+def test_the_dial_shows_error_above_and_success_below_a_line_an_n():
+    error, success = places(), places(seed=1)
+    figure = figures.dial(error, success)
+    assert legend(figure) == ["N = 250", "N = 1,000"]
+    assert [axes.get_ylabel() for axes in figure.axes] == ["test error", "regular success"]
+    for axes, table in zip(figure.axes, (error, success), strict=True):
+        for n, line in zip((250, 1000), axes.lines, strict=True):
+            own = table[table.n == n].sort_values("d")
+            np.testing.assert_array_equal(line.get_xdata(), [0, 0.25, 0.5, 0.75, 1])
+            np.testing.assert_allclose(line.get_ydata(), own.value)
+        for row in table.itertuples():
+            assert has(intervals_of(axes), y=[row.low, row.high])
+
+
+@pytest.mark.parametrize("name", PLOTS)
+def test_a_figure_over_n_fits_a_phone(name):
+    """Drawn 360 pixels wide, the smallest letters are still 7 pixels high."""
+    figure = PLOTS[name](points(list(figures.RECIPES)), compared(), places())
+    figure.draw_without_rendering()
+    box = figure.get_tightbbox()
+    texts = [text for text in figure.findobj(mpl.text.Text) if text.get_text()]
+    assert min(text.get_fontsize() for text in texts) / 72 * 360 / box.width >= 7
+    assert box.width <= figure.get_figwidth() + 0.3  # nothing sticks out
+
+
 # --- looks ----------------------------------------------------------------------------------------------------
 
 
@@ -165,3 +366,14 @@ def test_colours_differ_for_the_eye_and_as_grey_or_by_line():
     for i, (_, line) in enumerate(looks):
         for j in range(i):
             assert line != looks[j][1] or abs(lightness[i] - lightness[j]) > 0.03
+
+
+def test_every_recipe_has_a_look_with_a_marker_and_a_cross_of_its_own():
+    """In print two recipes differ by marker; in colour, those of one family may be close, but not the same."""
+    assert set(figures.RECIPES) == set(TITLES)
+    markers = [str(own.marker) for own in figures.RECIPES.values()]
+    crosses = [str(own.cross) for own in figures.RECIPES.values()]
+    assert len(set(markers + crosses)) == 2 * len(TITLES)
+    colours = np.array([to_rgb(own.colour) for own in figures.RECIPES.values()])
+    distance = np.abs(colours[:, None] - colours[None]).max(-1)
+    assert (distance + np.eye(len(colours)) > 0.1).all()

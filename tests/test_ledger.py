@@ -243,8 +243,36 @@ def test_a_verdict_asks_the_whole_interval(low, high, outcome):
     assert Verdict("claim", "statistic", 1.15, low, high, threshold=1.0).outcome == outcome
 
 
-def test_without_a_value_nothing_is_decided():
-    assert Verdict("claim", "statistic", math.nan, 2, 3, threshold=1.0).outcome == "undecided"
+@pytest.mark.parametrize(
+    ("low", "high", "outcome"),
+    [
+        (0.7, 0.9, "supported"),
+        (0.7, 1.0, "supported"),
+        (0.7, math.nextafter(1.0, 2), "undecided"),
+        (1.0, 1.0, "supported"),
+        (1.0, 1.3, "undecided"),
+        (math.nextafter(1.0, 2), 1.3, "not supported"),
+        (-math.inf, 0.9, "undecided"),
+        (0.7, math.nan, "undecided"),
+    ],
+)
+def test_a_claim_of_at_most_asks_the_other_side(low, high, outcome):
+    assert Verdict("claim", "statistic", 0.8, low, high, threshold=1.0, at_most=True).outcome == outcome
+
+
+@given(st.floats(-5, 5), st.floats(0, 5), st.floats(-5, 5), st.sampled_from(["", "paper", "strong"]))
+def test_at_most_is_at_least_of_everything_negated(low, width, threshold, attack):
+    high = low + width
+    most = Verdict("claim", "statistic", low, low, high, threshold, at_most=True, attack=attack)
+    least = Verdict("claim", "statistic", -low, -high, -low, -threshold, attack=attack)
+    assert most.outcome == least.outcome
+    if not low <= threshold <= high:
+        assert most.outcome == ("supported" if high < threshold else "not supported")
+
+
+@pytest.mark.parametrize("at_most", [False, True])
+def test_without_a_value_nothing_is_decided(at_most):
+    assert Verdict("claim", "statistic", math.nan, 2, 3, threshold=1.0, at_most=at_most).outcome == "undecided"
 
 
 def test_counts_of_known_values():

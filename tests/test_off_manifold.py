@@ -233,11 +233,14 @@ def test_training_attacked_and_held_out_images_are_apart():
     assert (len(data.x), len(data.x_test), len(data.x_held_out)) == (300, 25, setting.HELD_OUT)
     rows = fonts.rows("test", 25)
     assert torch.equal(data.y_test, rows.letter)
-    assert torch.equal(data.theta, rows.theta)
+    assert torch.equal(data.known.theta, rows.theta)
+    assert torch.equal(data.known.train.letter, data.y)
     held_out = fonts.random_rows("test", setting.HELD_OUT, skip=25)
     assert torch.equal(data.y_held_out, held_out.letter)
     assert len(held_out.font.unique()) > 800, "the test error is one over all fonts"
-    torch.testing.assert_close(fonts.decode(data.theta, *data.context), data.x_test, atol=1e-6, rtol=0)
+    decoded = data.known.manifold.decode(data.known.theta, *data.known.context)
+    torch.testing.assert_close(decoded, data.x_test, atol=1e-6, rtol=0)
+    torch.testing.assert_close(fonts.images(data.known.train), data.x, atol=1e-6, rtol=0)
     assert torch.cdist(data.x_test.flatten(1), data.x.flatten(1)).min() > 1e-3
 
 

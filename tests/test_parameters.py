@@ -6,9 +6,10 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -17,7 +18,7 @@ from papermill.translators import PythonTranslator
 from pydantic import Field
 
 from advbook import experiments
-from advbook.experiments import ParameterError, Parameters, Result
+from advbook.experiments import Axis, ParameterError, Parameters, Result
 from advbook.experiments.off_manifold import OffManifold
 
 
@@ -26,7 +27,6 @@ class Demo(Parameters):
 
     experiment: ClassVar[str] = "demo"
     version: ClassVar[int] = 1
-    training: ClassVar[str] = "none"
     computed: ClassVar[list[int]] = []
 
     dataset: str = "fonts"
@@ -35,6 +35,21 @@ class Demo(Parameters):
     def compute(self):
         self.computed.append(self.n)
         return Result([{"value": self.n / 3}], {"square": np.arange(self.n) ** 2})
+
+
+class Wide(Demo):
+    """The same over a grid."""
+
+    experiment: ClassVar[str] = "wide"
+    axes: ClassVar[dict[str, str]] = {"colours": "colour", "n": "n"}
+
+    colours: Axis[Literal["red", "blue"]] = Field(["red"])
+    n: Axis[Annotated[int, Field(ge=1)]] = Field([10, 20])
+
+    def compute(self):
+        (n,), (colour,) = self.n, self.colours
+        self.computed.append((colour, n))
+        return Result([{"value": n / 3}], {"square": np.arange(n) ** 2})
 
 
 @pytest.fixture(autouse=True)
@@ -220,6 +235,105 @@ def test_the_automatic_device_is_a_gpu_where_there_is_one():
     assert OffManifold(device="cpu").torch_device() == torch.device("cpu")
 
 
+# --- grids ----------------------------------------------------------------------------------------------------
+
+
+def test_without_axes_parameters_are_a_point_of_their_own():
+    p = OffManifold(n=400, profile="quick")
+    assert p.points() == [p]
+
+
+@given(
+    st.lists(st.sampled_from(["red", "blue"]), min_size=1, unique=True),
+    st.lists(st.integers(1, 99), min_size=1, max_size=4, unique=True),
+)
+def test_points_are_every_combination_once_in_the_order_given(colours, sizes):
+    points = Wide.of({"COLOURS": colours, "N": sizes, "PROFILE": "quick"}).points()
+    assert [(one.colours, one.n) for one in points] == [([colour], [n]) for colour in colours for n in sizes]
+    assert [(one.point()["colour"], one.point()["n"]) for one in points] == [(c, n) for c in colours for n in sizes]
+    assert {one.profile for one in points} == {"quick"}
+    assert all(one.points() == [one] for one in points)
+
+
+def test_a_value_alone_is_the_axis_with_that_value():
+    assert Wide.of({"N": 7, "COLOURS": "blue"}) == Wide.of({"N": [7], "COLOURS": ["blue"]})
+    assert Wide.of({"N": 7}).point() == {"dataset": "fonts", "colour": "red", "n": 7}
+    assert Wide.of(Wide.of({"N": [7, 8]}).injected()) == Wide.of({"N": [7, 8]})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"N": []}, "N = [] is not allowed: at least one value is needed."),
+        ({"N": [3, 4, 3]}, "N = [3, 4, 3] is not allowed: a value stands there twice."),
+        ({"N": [3, 0]}, "N = 0 is not allowed: it should be greater than or equal to 1."),
+        ({"N": [3, 4.0]}, "N = 4.0 is not allowed: it should be a valid integer."),
+        ({"N": [3, True]}, "N = True is not allowed: it should be a valid integer."),
+        ({"N": None}, "N = None is not allowed: it should be a valid integer."),
+        ({"COLOURS": "green"}, "COLOURS = 'green' is not allowed: it should be 'red' or 'blue'."),
+        ({"COLOURS": ["red", ["blue"]]}, "COLOURS = ['blue'] is not allowed: it should be 'red' or 'blue'."),
+        ({"COLOUR": "red"}, "COLOUR: did you mean COLOURS?"),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_of_an_axis_is_named_with_what_is_allowed(given, said):
+    with pytest.raises(ParameterError) as caught:
+        Wide.of(given)
+    assert str(caught.value).removeprefix("Unknown parameter ").removeprefix("Parameter ").startswith(said)
+    assert "\n" not in str(caught.value)
+
+
+@given(st.none() | st.text() | st.floats() | st.lists(st.integers(-2, 5) | st.floats() | st.text(), max_size=4))
+def test_whatever_an_axis_is_given_it_is_taken_or_refused_in_sentences(value):
+    try:
+        p = Wide.of({"N": value})
+    except ParameterError as error:
+        message = str(error)
+    else:
+        message = None
+        assert p.n == (value if isinstance(value, list) else [value])
+        assert len(p.points()) == len(set(p.n)) >= 1
+    assert message is None or (message.startswith("Parameter N = ") and message.endswith("."))
+
+
+def test_the_rows_of_a_grid_are_those_of_its_points_and_each_is_computed_once(home):
+    rows = Wide.of({"COLOURS": ["red", "blue"], "N": [6, 3]}).rows()
+    assert Demo.computed == [("red", 6), ("red", 3), ("blue", 6), ("blue", 3)]
+    assert list(zip(rows.colour, rows.n, rows.value, strict=True)) == [
+        ("red", 6, 2.0), ("red", 3, 1.0), ("blue", 6, 2.0), ("blue", 3, 1.0)
+    ]  # fmt: skip
+    assert list(rows.index) == [0, 1, 2, 3]
+    assert rows.arrays.nunique() == 2, "named by what they hold"
+    more = Wide.of({"COLOURS": ["blue"], "N": [3, 9, 6]}).rows()
+    assert Demo.computed[4:] == [("blue", 9)]
+    assert list(more.n) == [3, 9, 6]
+    point = Wide.of({"COLOURS": "blue", "N": 6})
+    pd.testing.assert_frame_equal(point.point_rows(), point.rows())
+
+
+def test_only_the_damaged_point_of_a_grid_is_computed_again(home, capsys):
+    p = Wide.of({"N": [6, 3]})
+    first = p.rows()
+    path = min(home.glob("rows/wide/*n3-*.json"))
+    path.write_bytes(path.read_bytes()[:-20])
+    again = p.rows()
+    assert Demo.computed == [("red", 6), ("red", 3), ("red", 3)]
+    assert first.drop(columns="seconds").equals(again.drop(columns="seconds"))
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_tables_of_points_that_differ_in_axes_alone_are_one_grid(home):
+    tables = [Wide.of({"N": n, "COLOURS": colour}).point_rows() for n, colour in ((3, "red"), (6, "blue"))]
+    other = Wide.of({"N": 3, "DATASET": "mnist"}).point_rows()
+    grids = Wide.grids([other, *tables])
+    assert [list(found.n) for found in grids] == [[3, 6], [3]]
+    assert [set(found.dataset) for found in grids] == [{"fonts"}, {"mnist"}]
+    pd.testing.assert_frame_equal(grids[0], pd.concat(tables, ignore_index=True))
+    alone = [Demo(n=n).point_rows() for n in (3, 6)]
+    assert [len(found) for found in Demo.grids(alone)] == [1, 1], "without axes every table stays alone"
+    assert Wide.grids([]) == []
+
+
 # --- rows -----------------------------------------------------------------------------------------------------
 
 
@@ -283,7 +397,6 @@ def test_two_processes_compute_a_point_once(home, tmp_path):
         class Slow(Parameters):
             experiment: ClassVar[str] = "slow"
             version: ClassVar[int] = 1
-            training: ClassVar[str] = "none"
             dataset: str = "fonts"
             n: int = 9
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from io import BytesIO
 from typing import Any
@@ -16,16 +17,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ipywidgets import Widget
 from matplotlib.image import imread
-from parity import WIDGET_STATE, largest, net_job, parity, published_states, run_js, run_torch, state_of
+from parity import WIDGET_STATE, attacked, largest, net_job, parity, published_states, run_js, run_torch, state_of
 from torch import Tensor, nn
 from traitlets import TraitError
 
+from advbook.fonts import IDENTITY, THETA_HIGH, THETA_LOW, transform
 from advbook.networks import cnn
-from advbook.sliders import LatentSlider, OffManifoldWalk
+from advbook.sliders import LatentSlider, OffManifoldWalk, OnManifoldAttack
 from advbook.sliders.base import source
 from advbook.sliders.pack import pack, pack_fonts
 
 FONTS, CLASSES, STEPS = 4, 10, 7
+EXAMPLES, LAST = 3, 8  # of the attack: examples, and the last step of a path
+ETA = (0.1, 0.1, 0.3, 0.3, 0.0667, 0.3)
+MOVES = ["zeta_shift_x", "zeta_shift_y", "zeta_shear_x", "zeta_shear_y", "zeta_scale", "zeta_rotation"]
 
 
 def blobs(seed: int = 0) -> np.ndarray:
@@ -79,6 +84,52 @@ def off_manifold_walk(**changes: Any) -> OffManifoldWalk:
     return OffManifoldWalk(**{**arguments, **changes})
 
 
+def confidences(prototypes: np.ndarray, theta: np.ndarray, zeta: np.ndarray) -> np.ndarray:
+    """What the classifier says of letters moved by zeta: [E, H, W], [E, 6], [E, M, 6] -> [E, M, K]."""
+    code = np.clip(theta[:, None] + zeta, THETA_LOW, THETA_HIGH).astype(np.float32)
+    images = torch.from_numpy(prototypes / np.float32(255)).repeat_interleave(zeta.shape[1], 0)[:, None]
+    with torch.no_grad():
+        probabilities = sharp().eval()(transform(images, torch.from_numpy(code).flatten(0, 1))).softmax(1)
+    return probabilities.view(*zeta.shape[:2], -1).numpy()
+
+
+def sharp() -> nn.Sequential:
+    """A classifier that is surer of itself."""
+    network = classifier()
+    with torch.no_grad():
+        network[-1].weight.mul_(8)
+    return network
+
+
+def attack_arguments(**changes: Any) -> dict[str, Any]:
+    """Letters that the classifier reads rightly, and straight paths to the worst of some corners of the budget."""
+    rng = np.random.default_rng(3)
+    prototypes = blobs()[1, :EXAMPLES]
+    theta = rng.uniform(THETA_LOW, THETA_HIGH, (EXAMPLES, 6)).astype(np.float32)
+    labels = confidences(prototypes, theta, np.zeros((EXAMPLES, 1, 6)))[:, 0].argmax(1)
+    corners = np.sign(rng.normal(size=(EXAMPLES, 64, 6))) * ETA
+    said = confidences(prototypes, theta, corners)
+    worst = [corners[i, said[i, :, label].argmin()] for i, label in enumerate(labels)]
+    arguments: dict[str, Any] = {
+        "prototypes": prototypes,
+        "theta": theta,
+        "labels": labels.tolist(),
+        "class_names": list("ABCDEFGHIJ"),
+        "classifier": sharp(),
+        "path": np.linspace(0, 1, LAST + 1)[:, None] * np.stack(worst)[:, None],
+        "eta": ETA,
+    }
+    return {**arguments, **changes}
+
+
+def on_manifold_attack(**changes: Any) -> OnManifoldAttack:
+    return OnManifoldAttack(**attack_arguments(**changes))
+
+
+def zeta_of(figure: OnManifoldAttack) -> list[float]:
+    return [getattr(figure, name) for name in MOVES]
+
+
 def run_packed(network: nn.Sequential, x: Tensor) -> Tensor:
     """A network, packed, through the interpreter."""
     layers, weights = pack(network)
@@ -122,7 +173,7 @@ def test_linear_relu_softmax_flatten():
 
 
 @pytest.mark.node
-@pytest.mark.parametrize("figure", [latent_slider, off_manifold_walk])
+@pytest.mark.parametrize("figure", [latent_slider, off_manifold_walk, on_manifold_attack])
 def test_figures_agree_with_torch(figure):
     differences = parity(state_of(figure()), count=30)
     assert differences.image <= 1e-4
@@ -141,6 +192,31 @@ def test_parity_notices_other_weights_and_another_decoder():
 
 
 @pytest.mark.node
+def test_parity_notices_a_move_beyond_the_box_and_another_example():
+    state = state_of(on_manifold_attack())
+    esm = state["_esm"]
+    for right, wrong in [
+        ("Math.min(high[i], Math.max(low[i], v + zeta[i]))", "v + zeta[i]"),
+        ("...moved, example, 0", "...moved, 0, 0"),
+        ("v + zeta[i]", "v - zeta[i]"),
+    ]:
+        assert right in esm
+        images, shown = attacked({**state, "_esm": esm.replace(right, wrong)}, 1, torch.Generator())
+        assert largest(images, shown) > 0.01
+
+
+@pytest.mark.node
+def test_parity_runs_every_step_of_every_path():
+    arguments = attack_arguments()
+    images, _ = attacked(state_of(on_manifold_attack()), 2, torch.Generator())
+    along = images.view(EXAMPLES, LAST + 1 + 2, 1, 28, 28)[:, : LAST + 1]
+    theta = np.clip(arguments["theta"][:, None] + arguments["path"], THETA_LOW, THETA_HIGH).astype(np.float32)
+    for letter, own, seen in zip(arguments["prototypes"], torch.from_numpy(theta), along, strict=True):
+        upright = torch.from_numpy(letter / np.float32(255)).expand(LAST + 1, 1, -1, -1)
+        assert largest(transform(upright, own), seen) <= 1e-4
+
+
+@pytest.mark.node
 def test_prototypes_come_back_exactly():
     layers, weights = pack_fonts(blobs())
     z = torch.tensor([[0, 0, 0, 0, 1, 0, font, letter] for font in range(FONTS) for letter in range(CLASSES)])
@@ -151,7 +227,7 @@ def test_prototypes_come_back_exactly():
 @pytest.mark.node
 def test_published_states_are_found_in_a_notebook(tmp_path):
     Widget.close_all()
-    latent_slider(), off_manifold_walk()
+    latent_slider(), off_manifold_walk(), on_manifold_attack()
     saved = Widget.get_manager_state()["state"]
     for model in saved.values():
         split = {k: v for k, v in model["state"].items() if isinstance(v, bytes | memoryview)}
@@ -162,7 +238,8 @@ def test_published_states_are_found_in_a_notebook(tmp_path):
     notebook = nbformat.v4.new_notebook(metadata={"widgets": {WIDGET_STATE: {"state": saved}}})
     nbformat.write(notebook, tmp_path / "chapter.ipynb")
     states = published_states(tmp_path / "chapter.ipynb")
-    assert len(states) == 2
+    assert len(states) == 3
+    assert sum("path" in state for state in states) == 1
     for state in states:
         assert max(parity(state, count=5)) <= 1e-4
 
@@ -209,7 +286,7 @@ def test_unknown_layers_are_refused_when_packed(layer):
         pack(nn.Sequential(layer))
 
 
-@pytest.mark.parametrize("figure", [LatentSlider, OffManifoldWalk])
+@pytest.mark.parametrize("figure", [LatentSlider, OffManifoldWalk, OnManifoldAttack])
 def test_figures_load_nothing(figure):
     text = figure._esm + figure._css
     assert not re.search(r"\bimport\b|\bfetch\b|XMLHttpRequest|WebSocket|\burl\(|@import", text)
@@ -260,7 +337,7 @@ def test_start_values_and_examples():
     assert walk.controls[1]["options"] == ["1: A", "2: B", "3: C"]
 
 
-@pytest.mark.parametrize("figure", [latent_slider, off_manifold_walk])
+@pytest.mark.parametrize("figure", [latent_slider, off_manifold_walk, on_manifold_attack])
 def test_mime_bundle_has_widget_still_and_words(figure):
     data, _ = figure()._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in data
@@ -314,3 +391,136 @@ def test_walk_refuses(changes, message):
 def test_start_outside_the_box_is_refused():
     with pytest.raises(TraitError, match="scale = 2"):
         latent_slider(start=(0, 0, 0, 0, 2, 0))
+
+
+def test_a_step_sets_the_move_to_the_paths():
+    figure, path = on_manifold_attack(), attack_arguments()["path"]
+    for example in range(EXAMPLES):
+        figure.example = example
+        for step in (LAST, 3, 0):
+            figure.step = step
+            assert zeta_of(figure) == pytest.approx(path[example, step], abs=1e-6)
+
+
+def test_arrays_and_tensors_serve_as_well_as_lists():
+    plain, arguments = on_manifold_attack(), attack_arguments()
+    tensors = {name: torch.as_tensor(arguments[name]) for name in ("prototypes", "theta", "labels", "path")}
+    figure = on_manifold_attack(**tensors, eta=torch.tensor(ETA), low=np.float32(THETA_LOW))
+    assert figure.path == plain.path
+    assert figure.labels == plain.labels
+    json.dumps([figure.controls, figure.low, figure.high, figure.eta])
+
+
+def test_a_hand_goes_on_from_any_step():
+    figure = on_manifold_attack()
+    figure.step = 5
+    before = zeta_of(figure)
+    figure.zeta_rotation = 0.01
+    assert figure.step == 5
+    assert zeta_of(figure) == [*before[:5], 0.01]
+
+
+def test_another_example_starts_without_a_move():
+    # A path need not begin at zero: an attack may start at a random place.
+    figure = on_manifold_attack(path=attack_arguments()["path"][:, 2:])
+    figure.step = 4
+    figure.example = 1
+    assert (figure.step, zeta_of(figure)) == (0, [0.0] * 6)
+    figure.zeta_scale = 0.01
+    figure.example = 2
+    assert (figure.step, zeta_of(figure)) == (0, [0.0] * 6)
+
+
+def test_what_the_browser_sends_stands_as_it_is():
+    figure = on_manifold_attack()
+    figure.set_state({"step": 4, "zeta_rotation": 0.02})
+    assert (figure.step, zeta_of(figure)) == (4, [0.0] * 5 + [0.02])
+    figure.set_state({"example": 1, "step": 2, "zeta_scale": 0.03})
+    assert (figure.example, figure.step, figure.zeta_scale) == (1, 2, 0.03)
+    figure.step = 3  # from Python again
+    assert zeta_of(figure) == pytest.approx(attack_arguments()["path"][1, 3], abs=1e-6)
+
+
+def test_moves_and_steps_are_held_to_their_range():
+    figure = on_manifold_attack()
+    with pytest.raises(TraitError, match=r"zeta_scale = 0\.07 .*allowed is -0\.0667 to 0\.0667"):
+        figure.zeta_scale = 0.07
+    with pytest.raises(TraitError, match=rf"step = {LAST + 1} .*allowed is 0 to {LAST}"):
+        figure.step = LAST + 1
+    with pytest.raises(TraitError, match=rf"example = {EXAMPLES} .*allowed is 0 to {EXAMPLES - 1}"):
+        figure.example = EXAMPLES
+
+
+@pytest.mark.parametrize(
+    "eta", [ETA, (0.3,) * 6, (0.04, 0.04, 0.1, 0.1, 0.04, 0.31416), (1e-3, 7, 0.5, 1 / 3, 0.12, 1.5)]
+)
+def test_the_stops_of_a_move_meet_zero_and_both_ends(eta):
+    figure = on_manifold_attack(eta=eta, path=np.zeros((EXAMPLES, 2, 6)))
+    sliders = [control for control in figure.controls if control["name"] in MOVES]
+    for control, bound in zip(sliders, eta, strict=True):
+        stops = np.arange(control["min"], control["max"] + 1e-12, control["step"]) / control["per"]
+        assert abs(stops).min() <= 1e-6 * bound
+        assert stops[-1] == pytest.approx(bound, rel=1e-4)
+        assert 40 <= len(stops) <= 101
+
+
+def test_the_path_weighs_four_bytes_a_number():
+    state = state_of(on_manifold_attack())
+    sent = {name: len(value) for name, value in state.items() if isinstance(value, bytes)}
+    network = sent.pop("classifier_weights")
+    assert sent == {"decoder_weights": EXAMPLES * 28 * 28, "theta": 24 * EXAMPLES, "path": 24 * EXAMPLES * (LAST + 1)}
+    assert network == len(pack(sharp())[1])
+
+
+def test_still_of_an_attack_follows_the_example():
+    figure = on_manifold_attack()
+    before, words = figure.still(), figure.alt()
+    figure.example = 2
+    assert figure.still() != before
+    assert figure.alt() != words
+
+
+def test_the_words_for_an_attack_name_its_first_error():
+    figure = on_manifold_attack()
+    assert f"errs first at step {first_error(0)}" in figure.alt()
+    assert "The classifier never errs." in on_manifold_attack(path=np.zeros((EXAMPLES, 2, 6))).alt()
+
+
+def first_error(example: int) -> int:
+    """The first step of the path at which the classifier errs, by torch."""
+    arguments = attack_arguments()
+    said = confidences(arguments["prototypes"], arguments["theta"], arguments["path"])[example].argmax(1)
+    return int((said != arguments["labels"][example]).argmax())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prototypes": blobs()[1, :EXAMPLES] / 255}, r"prototypes are float64 \[3, 28, 28\]; allowed: uint8"),
+        ({"prototypes": blobs()[1:2, :EXAMPLES]}, r"prototypes are uint8 \[1, 3, 28, 28\]"),
+        ({"prototypes": blobs()[1, :0]}, "at least 1"),
+        ({"theta": np.zeros((2, 6))}, r"theta has shape \[2, 6\]; allowed: \[3, 6\]"),
+        ({"theta": np.zeros((3, 6))}, r"theta has 0 for scale; allowed is 0\.75 to 1\.15"),
+        ({"theta": np.full((3, 6), np.nan)}, "theta has nan for shift x"),
+        ({"labels": [0, 1]}, r"labels = \[0, 1\]; allowed: 3 classes from 0 to 9"),
+        ({"labels": [0, 1, 10]}, "labels"),
+        ({"class_names": list("ABC")}, r"classifier gives \[1, 10\]"),
+        ({"classifier": nn.Sequential(nn.Flatten(), nn.Linear(100, 10))}, "classifier does not take"),
+        ({"path": np.zeros((3, 1, 6))}, r"path has shape \[3, 1, 6\]; allowed: \[3, T \+ 1, 6\]"),
+        ({"path": np.zeros((2, 4, 6))}, "since there are 3 prototypes"),
+        ({"path": np.full((3, 4, 6), 0.1)}, r"path has 0\.1 for scale; allowed is -0\.0667 to 0\.0667"),
+        ({"path": np.full((3, 4, 6), np.nan)}, "path has nan"),
+        ({"eta": (0.3,) * 5}, "eta has 5 numbers; allowed are 6"),
+        ({"eta": (0.3,) * 5 + (0,)}, r"eta = .*allowed are positive finite numbers"),
+        ({"low": IDENTITY, "high": IDENTITY}, "each low below its high"),
+        ({"high": THETA_HIGH[:5]}, "high has 5 numbers"),
+    ],
+)
+def test_attack_refuses(changes, message):
+    with pytest.raises(ValueError, match=message):
+        on_manifold_attack(**changes)
+
+
+def test_attack_refuses_layers_that_the_browser_cannot_run():
+    with pytest.raises(TypeError, match="Tanh"):
+        on_manifold_attack(classifier=nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.Tanh()))

@@ -13,7 +13,17 @@ import pytest
 from parity import state_of
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 from site_checks import chromium
-from test_sliders import latent_slider, off_manifold_walk
+from test_sliders import (
+    EXAMPLES,
+    LAST,
+    MOVES,
+    attack_arguments,
+    confidences,
+    first_error,
+    latent_slider,
+    off_manifold_walk,
+    on_manifold_attack,
+)
 
 pytestmark = pytest.mark.browser
 
@@ -64,10 +74,10 @@ def browser() -> Iterator[Browser]:
         opened.close()
 
 
-@pytest.fixture(params=["latent", "walk"])
+@pytest.fixture(params=["latent", "walk", "attack"])
 def figure(request: pytest.FixtureRequest, browser: Browser, tmp_path: Path) -> Iterator[Page]:
-    """Either figure, open."""
-    widget = {"latent": latent_slider, "walk": off_manifold_walk}[request.param]()
+    """Each figure, open."""
+    widget = {"latent": latent_slider, "walk": off_manifold_walk, "attack": on_manifold_attack}[request.param]()
     yield from _opened(browser, state_of(widget), tmp_path)
 
 
@@ -79,6 +89,11 @@ def latent(browser: Browser, tmp_path: Path) -> Iterator[Page]:
 @pytest.fixture
 def walk(browser: Browser, tmp_path: Path) -> Iterator[Page]:
     yield from _opened(browser, state_of(off_manifold_walk()), tmp_path)
+
+
+@pytest.fixture
+def attack(browser: Browser, tmp_path: Path) -> Iterator[Page]:
+    yield from _opened(browser, state_of(on_manifold_attack()), tmp_path)
 
 
 def _opened(browser: Browser, state: dict[str, Any], folder: Path) -> Iterator[Page]:
@@ -111,6 +126,15 @@ def _html(state: dict[str, Any]) -> str:
 def _pixels(page: Page, index: int = 0) -> str:
     """A canvas, as text to compare."""
     return str(page.locator("canvas").nth(index).evaluate("canvas => canvas.toDataURL()"))
+
+
+def _pictures(page: Page) -> list[str]:
+    return [_pixels(page, i) for i in range(page.locator("canvas").count())]
+
+
+def _words(page: Page) -> list[str]:
+    """What the card says to the eye: the sentence for the ear comes later, when the figure rests."""
+    return list(page.locator(".advbook-card > :not(output)").all_inner_texts())
 
 
 def _settle(page: Page) -> None:
@@ -173,24 +197,24 @@ def test_letter_and_font_change_the_picture(latent):
 
 
 def test_reset_returns_to_the_start(figure):
-    before, answer = _pixels(figure), figure.locator(".advbook-card").inner_text()
+    before, words = _pictures(figure), _words(figure)
     _drag(figure, figure.get_by_role("slider").first, 0.1)
     figure.locator("select").first.select_option("1")
     _settle(figure)
-    assert _pixels(figure) != before
+    assert _pictures(figure) != before
     figure.get_by_role("button", name="Reset").click()
     _settle(figure)
-    assert _pixels(figure) == before
-    assert figure.locator(".advbook-card").inner_text() == answer
+    assert _pictures(figure) == before
+    assert _words(figure) == words
 
 
 def test_the_model_moves_the_figure(figure):
-    name = "t" if figure.locator("svg").count() else "shear_x"
-    before = _pixels(figure)
-    figure.evaluate(f"model.set('{name}', 0.4)")
+    first = next(control for control in figure.evaluate("model.get('controls')") if "min" in control)
+    before = _pictures(figure)
+    figure.evaluate(f"model.set('{first['name']}', 0.06)")
     _settle(figure)
-    assert _pixels(figure) != before
-    assert float(figure.locator("input[type=range]").nth(0 if name == "t" else 2).input_value()) == pytest.approx(0.4)
+    assert _pictures(figure) != before
+    assert float(figure.locator("input[type=range]").first.input_value()) == pytest.approx(0.06)
 
 
 def test_walk_shows_live_picture_beside_precomputed_projection(walk):
@@ -217,6 +241,195 @@ def test_walk_marks_t_in_the_plot(walk):
     _drag(walk, walk.get_by_role("slider"), 0.75)
     assert float(cursor.get_attribute("x1")) > left
     assert walk.locator("svg circle.advbook-right, svg path.advbook-wrong").count() == 7
+
+
+ORIGINAL, MOVED = 0, 1  # the canvases of the attack
+
+
+def _zeta(page: Page) -> list[float]:
+    return list(page.evaluate("names => names.map((name) => model.get(name))", MOVES))
+
+
+def _path_slider(page: Page) -> Locator:
+    return page.get_by_role("slider", name="step of the attack's path")
+
+
+def _press(page: Page, slider: Locator, *keys: str) -> None:
+    slider.focus()
+    for key in keys:
+        page.keyboard.press(key)
+    _settle(page)
+
+
+def _show_example(page: Page, example: int) -> None:
+    page.get_by_label("example").select_option(str(example))
+    _settle(page)
+
+
+def test_the_path_slider_moves_the_six_sliders_by_keys(attack):
+    path = attack_arguments()["path"]
+    _press(attack, _path_slider(attack), *["ArrowRight"] * 3)
+    assert attack.evaluate("model.get('step')") == 3
+    assert _zeta(attack) == pytest.approx(path[0, 3], abs=1e-6)
+    for name, value in zip(MOVES, path[0, 3], strict=True):
+        control = next(c for c in attack.evaluate("model.get('controls')") if c["name"] == name)
+        slider = attack.get_by_label(control["label"], exact=True)
+        assert float(slider.input_value()) == pytest.approx(value * control["per"], abs=0.51 * control["step"])
+    assert _path_slider(attack).get_attribute("aria-valuetext") == f"3 of {LAST}"
+
+
+def test_the_path_slider_moves_the_picture_by_mouse(attack):
+    original, moved = _pixels(attack, ORIGINAL), _pixels(attack, MOVED)
+    assert original == moved
+    _drag(attack, _path_slider(attack), 0.95)
+    assert attack.evaluate("model.get('step')") == LAST
+    assert _zeta(attack) == pytest.approx(attack_arguments()["path"][0, LAST], abs=1e-6)
+    assert _pixels(attack, MOVED) != moved
+    assert _pixels(attack, ORIGINAL) == original
+    assert attack.evaluate("saved") > 0
+
+
+@pytest.mark.parametrize("by", ["keys", "mouse"])
+def test_a_move_by_hand_changes_the_moved_image_alone(attack, by):
+    _show_example(attack, 1)
+    _press(attack, _path_slider(attack), "ArrowRight")
+    for index in range(len(MOVES)):
+        original, moved, zeta = _pixels(attack, ORIGINAL), _pixels(attack, MOVED), _zeta(attack)
+        slider = attack.get_by_role("slider").nth(index)
+        if by == "keys":
+            _press(attack, slider, *["ArrowLeft"] * 5)
+        else:
+            _drag(attack, slider, 0.3)
+        after = _zeta(attack)
+        assert [a != b for a, b in zip(after, zeta, strict=True)] == [i == index for i in range(len(MOVES))]
+        assert _pixels(attack, MOVED) != moved
+        assert _pixels(attack, ORIGINAL) == original
+        assert attack.evaluate("model.get('step')") == 1
+
+
+def test_the_ends_of_a_move_are_the_budget(attack):
+    slider = attack.get_by_role("slider", name="ζ of scale")
+    for key, end in [("End", 0.0667), ("Home", -0.0667)]:
+        _press(attack, slider, key)
+        assert attack.evaluate("model.get('zeta_scale')") == pytest.approx(end, rel=1e-4)
+        assert "100.0 % of its budget" in attack.locator(".advbook-move").inner_text()
+
+
+def test_another_example_starts_anew(attack):
+    pictures = set()
+    for example in (1, 2, 0):
+        _press(attack, _path_slider(attack), "End")
+        _press(attack, attack.get_by_role("slider", name="rotation"), *["ArrowRight"] * 3)
+        _show_example(attack, example)
+        assert attack.evaluate("model.get('step')") == 0
+        assert _zeta(attack) == [0] * 6
+        assert _pixels(attack, ORIGINAL) == _pixels(attack, MOVED)
+        pictures.add(_pixels(attack, MOVED))
+        _press(attack, _path_slider(attack), "ArrowRight", "ArrowRight")
+        assert _zeta(attack) == pytest.approx(attack_arguments()["path"][example, 2], abs=1e-6)
+    assert len(pictures) == EXAMPLES
+
+
+def test_the_first_error_of_every_path_is_marked_as_torch_finds_it(attack):
+    for example in (1, 2, 0):
+        _first_error_is_marked(attack, example)
+
+
+def _first_error_is_marked(attack: Page, example: int) -> None:
+    _show_example(attack, example)
+    first = first_error(example)
+    assert attack.locator(".advbook-flag text").text_content() == f"first error: step {first}"
+    assert f"errs on it first at step {first}." in attack.locator("svg").get_attribute("aria-label")
+    assert attack.locator("svg circle.advbook-right, svg path.advbook-wrong").count() == LAST + 1
+    verdict = attack.locator(".advbook-move")
+    for step, fooled in [(first - 1, False), (first, True)]:
+        _press(attack, _path_slider(attack), "Home", *["ArrowRight"] * step)
+        share = f"{100 * step / LAST:.1f} %"
+        outcome = f"takes {share} of its budget η. The classifier is {'' if fooled else 'not '}fooled."
+        assert verdict.inner_text().endswith(outcome)
+    assert float(attack.locator(".advbook-flag line").get_attribute("x1")) == pytest.approx(_cursor(attack))
+
+
+def _cursor(page: Page) -> float:
+    return float(page.locator(".advbook-cursor").get_attribute("x1"))
+
+
+def test_the_curve_is_the_confidence_that_torch_finds(attack):
+    arguments = attack_arguments()
+    said = confidences(arguments["prototypes"], arguments["theta"], arguments["path"])[0][:, arguments["labels"][0]]
+    points = [point.split(",") for point in attack.locator(".advbook-line").get_attribute("points").split(" ")]
+    heights = [float(y) for _, y in points]
+    bottom, top = 130, 26  # of the chart, where confidence is 0 and 1
+    assert [(bottom - y) / (bottom - top) for y in heights] == pytest.approx(said.tolist(), abs=1e-4)
+
+
+def test_the_ring_is_on_the_path_until_a_hand_moves_it(attack):
+    ring = attack.locator(".advbook-ring")
+    points = dict(point.split(",") for point in attack.locator(".advbook-line").get_attribute("points").split(" "))
+    _press(attack, _path_slider(attack), *["ArrowRight"] * 4)
+    assert float(points[ring.get_attribute("cx")]) == pytest.approx(float(ring.get_attribute("cy")), abs=1e-6)
+    before = float(ring.get_attribute("cy"))
+    _press(attack, attack.get_by_role("slider", name="rotation"), "Home")
+    assert abs(float(ring.get_attribute("cy")) - before) > 1
+    assert float(ring.get_attribute("cx")) == _cursor(attack)
+
+
+def test_the_start_is_no_move(attack):
+    assert attack.locator(".advbook-move").inner_text() == "No move. The classifier is not fooled."
+    assert "first error" in attack.locator(".advbook-flag").text_content()
+
+
+def test_a_classifier_that_errs_from_the_start_and_a_path_that_never_fools(browser, tmp_path):
+    arguments = attack_arguments()
+    labels = [(arguments["labels"][0] + 1) % 10, *arguments["labels"][1:]]
+    widget = on_manifold_attack(labels=labels, path=0 * arguments["path"])
+    for page in _opened(browser, state_of(widget), tmp_path):
+        assert page.locator(".advbook-move").inner_text() == "No move. The classifier errs even without a move."
+        assert page.locator(".advbook-flag text").text_content() == "first error: step 0"
+        _show_example(page, 1)
+        assert page.locator(".advbook-move").inner_text() == "No move. The classifier is not fooled."
+        assert page.locator(".advbook-flag text").count() == 0
+        assert "never errs" in page.locator("svg").get_attribute("aria-label")
+
+
+def test_a_saved_attack_opens_where_python_left_it(browser, tmp_path):
+    widget = on_manifold_attack()
+    widget.example, widget.step, widget.zeta_rotation = 1, 4, 0.0
+    for page in _opened(browser, state_of(widget), tmp_path):
+        assert _path_slider(page).input_value() == "4"
+        assert page.get_by_role("slider", name="rotation").get_attribute("aria-valuetext") == "0.0°"
+        assert _zeta(page) == [getattr(widget, name) for name in MOVES]
+        assert _pixels(page, ORIGINAL) != _pixels(page, MOVED)
+
+
+def test_python_and_the_browser_move_alike(attack):
+    widget = on_manifold_attack()
+    _show_example(attack, 2)
+    _press(attack, _path_slider(attack), *["ArrowRight"] * 5)
+    widget.example, widget.step = 2, 5
+    assert _zeta(attack) == pytest.approx([getattr(widget, name) for name in MOVES], abs=1e-6)
+
+
+def test_screen_reader_hears_the_move_and_the_answer(attack):
+    _press(attack, _path_slider(attack), "End")
+    attack.wait_for_function("document.querySelector('output').textContent.includes('The classifier says')")
+    spoken = attack.locator("output[aria-live=polite]").text_content()
+    for part in (".advbook-move", ".advbook-verdict"):
+        assert attack.locator(part).text_content() in spoken
+    assert f"step {LAST} of {LAST}" in spoken
+
+
+def test_an_attack_on_a_phone_moves_by_touch_of_any_slider_without_a_jump(attack):
+    attack.set_viewport_size({"width": 390, "height": 800})
+    tops = set()
+    slider = attack.get_by_role("slider", name="ζ of shift x")
+    for keys in ([], ["Home"], ["End"], *[["ArrowLeft"]] * 3):
+        _press(attack, slider, *keys)
+        tops.add(slider.evaluate("e => e.getBoundingClientRect().top + scrollY"))
+    assert len(tops) == 1  # the sentence above keeps its room, whatever it says
+    assert attack.evaluate("document.documentElement.scrollWidth") <= 390
+    boxes = [attack.locator("canvas").nth(i).bounding_box() for i in (ORIGINAL, MOVED)]
+    assert boxes[0]["y"] == boxes[1]["y"]  # side by side
 
 
 def test_everything_has_a_name_and_lab_leaves_the_keys_alone(figure):

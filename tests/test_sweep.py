@@ -3,10 +3,11 @@
 import re
 import sys
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
-from checkout import CHAPTER, PAGE, Tree, finish, kill_tree, last_line, wait_for
+from checkout import CHAPTER, PAGE, TOY, Tree, finish, kill_tree, last_line, toy_book, wait_for
 
 pytest_plugins = ["checkout"]
 pytestmark = pytest.mark.slow
@@ -126,3 +127,158 @@ def test_a_dry_run_counts_the_points(fresh, profile):
     assert points >= 4
     assert int(re.findall(r"^total +(\d+)$", output, re.MULTILINE)[-1]) == points + 1  # and the rule `sweep` itself
     assert len(set(re.findall(rf"point_{CHAPTER}_\d+", output))) == points
+
+
+# --- grids ----------------------------------------------------------------------------------------------------
+
+GRID = "[{RECIPES: [normal, other], N: [1, 2]}, {N: 7}]"  # four points of the page, and one more
+TOY_PAGE = f"book/chapters/{TOY}.ipynb"
+
+
+def computed(tree: Tree) -> list[tuple[str, int]]:
+    """(recipe, N) of every computation of a toy, in their order."""
+    lines = (tree.root / "computed").read_text().splitlines() if (tree.root / "computed").exists() else []
+    return [(recipe, int(n)) for recipe, n, _ in map(str.split, lines)]
+
+
+def test_a_page_gets_its_grid_from_one_kernel_and_only_what_is_missing(fresh, tmp_path):
+    tree = toy_book(fresh, tmp_path / "book", GRID)
+    (tree.root / "broken-2").touch()
+    command = tree.snakemake(TOY_PAGE, profile="toy")
+    status, output = tree.run(*command)
+    assert status != 0
+    assert "advbook: point 2 is broken\n" in output
+    assert computed(tree) == [("normal", 1)]
+    assert not (tree.root / TOY_PAGE).exists()
+    assert len(tree.rows()) == 1
+
+    (tree.root / "broken-2").unlink()
+    kept = files(tree, ".advbook/rows/*/*.json")
+    tree.make(TOY_PAGE, profile="toy")
+    assert computed(tree) == [("normal", 1), ("normal", 2), ("other", 1), ("other", 2)]
+    assert len({line.split()[2] for line in (tree.root / "computed").read_text().splitlines()[1:]}) == 1
+    assert kept.items() <= files(tree, ".advbook/rows/*/*.json").items()
+    assert (tree.root / TOY_PAGE).is_file()
+
+    # One row is gone, and only that is computed; a sweep takes the one point that is on no page.
+    (gone,) = (name for name, row in tree.rows().items() if (row["about"]["recipe"], row["about"]["n"]) == ("other", 2))
+    (tree.root / ".advbook" / "rows" / TOY / gone).unlink()
+    tree.make(TOY_PAGE, profile="toy")
+    tree.make("sweep", profile="toy")
+    assert computed(tree)[4:] == [("other", 2), ("normal", 7)]
+
+
+def test_a_page_that_could_not_be_drawn_stays_as_it_was_and_is_drawn_next_time(fresh, tmp_path):
+    tree = toy_book(fresh, tmp_path / "book", "[{N: 1}]")
+    tree.make(TOY_PAGE, profile="toy")
+    before = files(tree, TOY_PAGE)
+    with (tree.root / "nbs" / f"{TOY}.py").open("a") as notebook:
+        notebook.write("# changed\n")
+    (tree.root / "broken-page").touch()
+    for _ in range(2):  # it must not pass for new because an attempt was made
+        status, output = tree.run(*tree.snakemake(TOY_PAGE, profile="toy"))
+        assert status != 0
+        assert "advbook: the page is broken\n" in output
+        assert files(tree, TOY_PAGE) == before
+    (tree.root / "broken-page").unlink()
+    tree.make(TOY_PAGE, profile="toy")
+    assert files(tree, TOY_PAGE) != before
+    assert computed(tree) == [("normal", 1)]
+
+
+def test_two_sweeps_at_once_compute_nothing_twice(fresh, tmp_path):
+    tree = toy_book(fresh, tmp_path / "book", GRID)
+    sweeps = [
+        tree.start(*tree.snakemake("sweep", profile="toy", cores=1)),
+        tree.start(*tree.snakemake("sweep", "THREADS=1", profile="toy", cores=2)),
+    ]
+    ends = [finish(sweep) for sweep in sweeps]
+    assert [status for status, _ in ends] == [0, 0], ends
+    assert sorted(computed(tree)) == [("normal", 1), ("normal", 2), ("normal", 7), ("other", 1), ("other", 2)]
+    assert len(tree.rows()) == 5
+    assert not list(tree.root.glob(".advbook/**/*.damaged"))
+
+
+def test_a_full_disk_leaves_rows_whole_or_absent_and_the_others_go_on(fresh, tmp_path):
+    tree = toy_book(fresh, tmp_path / "book", "[{N: [1, 2, 3]}]")
+    (tree.root / "full-2").touch()
+    status, output = tree.run(*tree.snakemake("sweep", "RETRIES=0", profile="toy"))
+    assert status != 0
+    (sentence,) = (line for line in output.splitlines() if line.startswith("advbook: "))
+    assert re.fullmatch(r"advbook: \w+\.safetensors could not be written to .* \(File too large\); .*kept\.", sentence)
+    assert {row["about"]["n"] for row in tree.rows().values()} == {1, 3}
+    assert not [path for path in tree.root.glob(".advbook/**/*") if path.suffix in {".part", ".damaged"}]
+
+    (tree.root / "full-2").unlink()
+    tree.make("sweep", profile="toy")
+    assert computed(tree) == [("normal", 1), ("normal", 2), ("normal", 3), ("normal", 2)]
+
+
+def test_threads_of_a_point(fresh, tmp_path):
+    tree = toy_book(fresh, tmp_path / "book", "[{N: [1]}, {N: [2]}]")
+    tree.make(TOY_PAGE, profile="toy", cores=2)
+    tree.make("sweep", "THREADS=1", profile="toy", cores=2)
+    devices = {row["about"]["n"]: row["about"]["device"] for row in tree.rows().values()}
+    assert devices == {1: "CPU, 2 threads", 2: "CPU, 1 threads"}
+
+
+# --- a sweep is killed ----------------------------------------------------------------------------------------
+
+
+def more_points(tree: Tree, *counts: int) -> Tree:
+    """The tree with a profile "more": tiny, and points of the first chapter with other N."""
+    (own,) = re.findall(rf"^{CHAPTER}:\n  - {{DATASET: fonts, N: 100,(.*)}}\n", tiny(tree), re.MULTILINE)
+    entries = "".join(f"  - {{DATASET: fonts, N: {n},{own}}}\n" for n in (100, *counts))
+    others = re.sub(rf"^{CHAPTER}:\n(  .*\n)+", "", tiny(tree), flags=re.MULTILINE)
+    (tree.root / "nbs" / "profiles" / "more.yml").write_text(f"{others}\n{CHAPTER}:\n{entries}")
+    return tree
+
+
+def tiny(tree: Tree) -> str:
+    return (tree.root / "nbs" / "profiles" / "tiny.yml").read_text()
+
+
+def kernels(driver: psutil.Popen) -> set[psutil.Process]:
+    """The kernels that a driver's jobs run."""
+    found = set()
+    for one in psutil.Process(driver.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it ends meanwhile
+            if "ipykernel_launcher" in one.cmdline():
+                found.add(one)
+    return found
+
+
+def test_killed_workers_and_a_killed_driver_change_no_row(built, tmp_path):
+    undisturbed = more_points(built.clone(tmp_path / "undisturbed"), 110, 120)
+    undisturbed.make("sweep", "THREADS=1", profile="more", cores=2)
+    tree = more_points(built.clone(tmp_path / "book"), 110, 120)
+    command = tree.snakemake("sweep", "THREADS=1", profile="more", cores=2)
+
+    def begun() -> bool:
+        return all(list(tree.root.glob(f".advbook/rows/*/*-n{n}-*.lock")) for n in (110, 120))
+
+    first = tree.start(*command)
+    wait_for(begun, first)
+    killed = kernels(first)
+    orphans = []
+    try:
+        assert killed
+        for kernel in killed:
+            kernel.kill()
+        wait_for(lambda: bool(kernels(first) - killed), first)  # it starts the points again by itself
+        orphans = psutil.Process(first.pid).children(recursive=True)
+        first.kill()  # the driver alone, so that what it started goes on beside the next run
+        status, output = finish(tree.start(*command))
+        assert status == 0, output
+        psutil.wait_procs(orphans, timeout=60)
+    finally:
+        for orphan in orphans:
+            if orphan.is_running():
+                orphan.kill()
+        first.kill()
+        said, _ = first.communicate()
+    assert "The kernel died" in said
+    assert len(undisturbed.rows()) == len(built.rows()) + 2
+    assert tree.rows() == undisturbed.rows()
+    assert len(tree.models()) == len(undisturbed.models()) == len(built.models()) + 4
+    assert not list(tree.root.glob(".advbook/**/*.damaged"))

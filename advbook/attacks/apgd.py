@@ -11,8 +11,8 @@ from torch import Tensor
 from advbook.attacks.engine import Counter, Network, Objective, Win, outputs
 from advbook.attacks.norms import L2, LINF, Norm, Start
 from advbook.attacks.objectives import dlr, fooled, log_odds, margin, towards_dlr
-from advbook.attacks.pgd import Attack, at_least, attack
-from advbook.attacks.spaces import Pixels
+from advbook.attacks.pgd import Attack, at_least, attack, images
+from advbook.attacks.spaces import Latent, Pixels, Space
 from advbook.attacks.steps import halving
 from advbook.fleet import Fleet
 
@@ -39,13 +39,30 @@ def apgd(
     win for such pairs. Every restart starts on the surface of the ball. options: those of `pgd.attack`. Raises
     ValueError if eps < 0, steps < 0 or restarts < 1, or for another norm. Source: Croce and Hein, 2020, algorithm 1.
     """
-    at_least("eps", eps, 0)
-    at_least("steps", steps, 0)
-    if norm not in (LINF, L2):
-        raise ValueError(f"norm = {norm.name}: allowed are linf and l2, for which Auto-PGD is published.")
-    return attack(
-        f, Pixels(x, eps, norm), y, x, start=_surface(norm, eps), rule=halving(2 * eps, norm.direction, steps),
-        steps=steps, restarts=restarts, generator=generator, objective=objective, **options,
+    return _apgd(
+        f, Pixels(x, eps, norm), y, x, radius=eps, norm=norm, steps=steps, restarts=restarts, objective=objective,
+        generator=generator, **options,
+    )  # fmt: skip
+
+
+def apgd_latent(
+    f: Network | Fleet,
+    space: Latent,
+    y: Tensor,
+    *,
+    steps: int = 100,
+    restarts: int = 1,
+    objective: Objective = log_odds,
+    generator: torch.Generator,
+    **options: Any,
+) -> Attack:
+    """Auto-PGD on zeta, |zeta| <= eta: on-manifold examples, and transformations, by more than the paper's attack.
+
+    space: the latents, with their eta and norm, which stand for eps and norm; the rest as in apgd.
+    """
+    return _apgd(
+        f, space, y, space.z, radius=space.eta, norm=space.norm, steps=steps, restarts=restarts, objective=objective,
+        generator=generator, **options,
     )  # fmt: skip
 
 
@@ -75,27 +92,82 @@ def strongest(
     members have different images left: attack them one by one. Source: Croce and Hein, 2020, section 5 (AutoAttack,
     less its FAB and Square parts).
     """
+    return _series(
+        f, Pixels(x, eps, norm), y, x, radius=eps, norm=norm, steps=steps, restarts=restarts, targets=targets,
+        generator=generator, batch=batch, label=label,
+    )  # fmt: skip
+
+
+def strongest_latent(
+    f: Network,
+    space: Latent,
+    y: Tensor,
+    *,
+    steps: int = 100,
+    restarts: int = 1,
+    targets: int = 9,
+    generator: torch.Generator,
+    batch: int = 512,
+    label: str | None = None,
+) -> Attack:
+    """The same series in latent space: dec(z) itself, then apgd_latent with three objectives, one row [1, B].
+
+    space: the latents, with their eta and norm, which stand for eps and norm; the rest as in strongest.
+    """
+    return _series(
+        f, space, y, space.z, radius=space.eta, norm=space.norm, steps=steps, restarts=restarts, targets=targets,
+        generator=generator, batch=batch, label=label,
+    )  # fmt: skip
+
+
+def _apgd(
+    f: Network | Fleet,
+    space: Space,
+    y: Tensor,
+    like: Tensor,
+    *,
+    radius: float,
+    norm: Norm,
+    steps: int,
+    restarts: int,
+    objective: Objective,
+    generator: torch.Generator,
+    **options: Any,
+) -> Attack:
+    """Auto-PGD in a space whose u lie in a ball; like: [B, ...], shaped as u."""
+    at_least("eps" if isinstance(space, Pixels) else "eta", radius, 0)
+    at_least("steps", steps, 0)
+    if norm not in (LINF, L2):
+        raise ValueError(f"norm = {norm.name}: allowed are linf and l2, for which Auto-PGD is published.")
+    return attack(
+        f, space, y, like, start=_surface(norm, radius), rule=halving(2 * radius, norm.direction, steps), steps=steps,
+        restarts=restarts, generator=generator, objective=objective, **options,
+    )  # fmt: skip
+
+
+def _series(f: Network, space: Space, y: Tensor, like: Tensor, *, targets: int, batch: int, **options: Any) -> Attack:
+    """The unmoved images, then stage after stage on those that still stand. options: the rest of _apgd's."""
     at_least("targets", targets, 0)
     if isinstance(f, Fleet):
         raise ValueError(f"f is a fleet of {f.members}: allowed is one network, for instance one of its unstack().")
     counted = Counter(f)
-    clean = outputs(counted, x, batch=batch)  # [B, K]
-    found, value, won = x.clone(), margin(clean, y), fooled(clean, y)
-    spent = torch.zeros_like(y)
+    found = images(space, torch.zeros_like(like)[None], 2)[0]  # [B, C, H, W]
+    clean = outputs(counted, found, batch=batch)  # [B, K]
+    value, won, spent = margin(clean, y), fooled(clean, y), torch.zeros_like(y)
     for stage in _stages(clean, y, targets):
         left = (~won).nonzero()[:, 0]
         if not len(left):
             break
-        tried = apgd(
-            counted, x[left], stage.goal[left], eps=eps, norm=norm, steps=steps, restarts=restarts,
-            objective=stage.objective, generator=generator, win=stage.win, stop="image", batch=batch, label=label,
+        tried = _apgd(
+            counted, space[left], stage.goal[left], like[left], objective=stage.objective, win=stage.win, stop="image",
+            batch=batch, **options,
         )  # fmt: skip
         scores = [margin(outputs(counted, examples, batch=batch), y[left]) for examples in tried.x]
         example, best, success = _pick(tried, torch.stack(scores))
         better = success | (best > value[left])
         found[left[better]], value[left[better]] = example[better], best[better]
         won[left], spent[left] = success, spent[left] + tried.steps.sum(0)
-    return Attack(found[None], won[None], value[None], spent[None], counted.samples / max(len(x), 1))
+    return Attack(found[None], won[None], value[None], spent[None], counted.samples / max(len(y), 1))
 
 
 class Stage(NamedTuple):

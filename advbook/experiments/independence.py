@@ -68,7 +68,7 @@ class Independence(Grid):
     version: ClassVar[int] = 1
 
     networks: Axis[Network] = Field(["cnn", "mlp"], description="architectures")
-    recipes: Axis[Recipe] = Field(["normal", "adversarial", "on_manifold", "combined"], description="training recipes")
+    recipes: Axis[Recipe] = Field(["normal", "adversarial"], description="training recipes")
     eps_small: float = Field(0.1, gt=0, le=1, description="a second, smaller L-inf budget of the strong attack")
     eps_l2: float = Field(1.5, gt=0, le=28, description="budget of regular perturbations, L2")
     eta_l2: float = Field(0.3, gt=0, le=5, description="budget of latent perturbations, L2 on theta")
@@ -220,7 +220,7 @@ def data_factor(rows: pd.DataFrame, recipe: str = "adversarial", network: str = 
 
     For each N of which the grid holds four times as much, the error of normal training at N is sought on the recipe's
     curve, interpolated between its points, both axes logarithmic. Where the curve stays above it, the factor is the
-    largest that the grid can show. NaN if the grid has no such N.
+    largest that the grid can show, and where it begins below it, the smallest. NaN if the grid has no such N.
     """
     found = rates(rows, ERROR)
     normal, own = of(found, 0, network, "normal"), of(found, 0, network, recipe)
@@ -238,10 +238,9 @@ def _factors(sizes: np.ndarray, curve: np.ndarray, n: int, error: np.ndarray) ->
     found = []
     for own, goal in zip(np.log(np.maximum(curve.T, floor)), np.log(np.maximum(error, floor)), strict=True):
         falling = np.minimum.accumulate(own)  # what the recipe can do with at most so much data
-        if goal < falling[-1]:
-            found.append(sizes[-1] / n)
-        else:
-            found.append(float(np.exp(np.interp(-goal, -falling, log_n))) / n)
+        place = int(np.searchsorted(-falling, -goal))  # the first N that is enough
+        near = slice(max(place - 1, 0), place + 1)  # not the whole curve: on a plateau its last N would be taken
+        found.append(float(np.exp(np.interp(-goal, -falling[near], log_n[near]))) / n)
     return np.array(found)
 
 
@@ -275,7 +274,7 @@ def _same_size(rows: pd.DataFrame, network: str, of_network: str) -> Verdict:
     values = np.array(list(found.values()))
     change = np.ptp(values, axis=0) / values.mean(0) if len(values) > 1 else np.array([np.nan])
     return Verdict(
-        f"Nor does the size of the nearest adversarial example{of_network}",
+        f"The size of the nearest adversarial example does not depend on generalization{of_network}",
         "range over N of its mean L2 size, relative to the mean",
         *metrics.percentiles(change),
         RANGE,
@@ -284,8 +283,10 @@ def _same_size(rows: pd.DataFrame, network: str, of_network: str) -> Verdict:
     )
 
 
-def _mean_difference(rows: pd.DataFrame, quantity: Quantity, first: str, second: str) -> np.ndarray:
-    """A quantity of the first recipe less that of the second, averaged over the N that both have: [1 + R]."""
+def mean_difference(rows: pd.DataFrame, quantity: Quantity, first: str, second: str) -> np.ndarray:
+    """A quantity of the first recipe less that of the second, averaged over the N that both have: [1 + R]; NaN without
+    such N.
+    """
     found = rates(rows, quantity)
     one, other = of(found, 0, "cnn", first), of(found, 0, "cnn", second)
     both = [one[n] - other[n] for n in sorted(one.keys() & other.keys())]
@@ -296,7 +297,7 @@ def _trade_off(rows: pd.DataFrame) -> list[Verdict]:
     price = Verdict(
         "Combined training has no more error than adversarial training",
         "test error of adversarial less that of combined training, averaged over N",
-        *metrics.percentiles(_mean_difference(rows, ERROR, "adversarial", "combined")),
+        *metrics.percentiles(mean_difference(rows, ERROR, "adversarial", "combined")),
         LESS_ERROR,
     )
     quantities: list[tuple[Quantity, Literal["paper", "strong"]]] = [(PAPER, "paper"), (SMALL, "strong")]
@@ -304,7 +305,7 @@ def _trade_off(rows: pd.DataFrame) -> list[Verdict]:
         Verdict(
             "Combined training is fooled less often than on-manifold training",
             "regular success against on-manifold less that against combined training, averaged over N",
-            *metrics.percentiles(_mean_difference(rows, quantity, "on_manifold", "combined")),
+            *metrics.percentiles(mean_difference(rows, quantity, "on_manifold", "combined")),
             LESS_ROBUST,
             attack=name,
         )

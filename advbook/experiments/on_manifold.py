@@ -105,28 +105,22 @@ class OnManifold(Parameters):
         claims: list[tuple[str, Mapping[str, str], Mapping[str, np.ndarray], float]] = [
             (
                 "Adversarial examples exist on the manifold",
-                {
-                    "paper": "success rate of the paper's attack, averaged over restarts,",
-                    "strong": "success rate of the strong attack, any of whose restarts counts,",
-                },
+                {"paper": "success rate averaged over restarts", "strong": "success rate over all restarts"},
                 {"paper": paper, "strong": strong},
                 EXIST,
             ),
             (
                 "They are the attack's doing, not any move's",
                 {
-                    "paper": "success rate of the paper's attack / that of random moves",
-                    "strong": "success rate of the strong attack / that of a random search with as many tries",
+                    "paper": "success rate / that of random moves",
+                    "strong": "success rate / that of a random search with as many tries",
                 },
                 over,
                 BEYOND_RANDOM,
             ),
             (
                 "They keep their label",
-                {
-                    "paper": "share of the paper's attack's examples whose letter the judge still reads",
-                    "strong": "share of the strong attack's examples whose letter the judge still reads",
-                },
+                dict.fromkeys(ATTACKS, "share of its examples whose letter the judge still reads"),
                 {name: kept[ON, name] for name in ATTACKS},
                 KEPT,
             ),

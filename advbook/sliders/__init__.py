@@ -5,6 +5,7 @@ two with its controls. JS and torch agree to 1e-4; tests/parity.py holds every f
 """
 
 from advbook.sliders.latent import LatentSlider
+from advbook.sliders.path import OnManifoldAttack
 from advbook.sliders.walk import OffManifoldWalk
 
-__all__ = ["LatentSlider", "OffManifoldWalk"]
+__all__ = ["LatentSlider", "OffManifoldWalk", "OnManifoldAttack"]

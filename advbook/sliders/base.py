@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any, TypedDict
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from traitlets import Bytes, Dict, List, TraitError, Unicode
 
+from advbook.fonts import THETA_NAMES
 from advbook.networks import folded
 
 
@@ -19,7 +21,8 @@ class Control(TypedDict, total=False):
     """One slider or selector, as dom.js draws it: a trait's name, its label and its start value.
 
     A slider has `min`, `max`, `step`, `digits` and `unit` as the reader sees them, and `per`: how many of the
-    reader's units are one unit of the trait. A selector has `options`; its trait counts them from 0.
+    reader's units are one unit of the trait. A selector has `options`; its trait counts them from 0. A control that
+    is `wide` has a line of its own.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Control(TypedDict, total=False):
     unit: str
     digits: int
     options: list[str]
+    wide: bool
 
 
 def slider(name: str, label: str, low: float, high: float, start: float, *, degrees: bool = False) -> Control:
@@ -39,7 +43,7 @@ def slider(name: str, label: str, low: float, high: float, start: float, *, degr
     per = 180 / math.pi if degrees else 1.0
     shown_low, shown_high = round(low * per, 6), round(high * per, 6)
     step = _round_step((shown_high - shown_low) / 100)
-    digits, unit = (0, "°") if degrees else (max(2, -math.floor(math.log10(step))), "")
+    digits = max(0 if degrees else 2, -math.floor(math.log10(step)))
     return Control(
         name=name,
         label=label,
@@ -48,7 +52,7 @@ def slider(name: str, label: str, low: float, high: float, start: float, *, degr
         max=shown_high,
         step=step,
         per=per,
-        unit=unit,
+        unit="°" if degrees else "",
         digits=digits,
     )
 
@@ -119,6 +123,19 @@ def evaluated(network: nn.Sequential, shape: list[int], classes: int) -> nn.Sequ
     if given != [1, classes]:
         raise ValueError(f"classifier gives {given} for one image; allowed is [1, {classes}], a logit a class.")
     return fixed
+
+
+def check_thetas(**vectors: Sequence[float]) -> None:
+    """Raises ValueError for an argument, given by its name, that has not one number for each entry of theta."""
+    for name, vector in vectors.items():
+        if len(vector) != len(THETA_NAMES):
+            raise ValueError(f"{name} has {len(vector)} numbers; allowed are {len(THETA_NAMES)}, as theta has.")
+
+
+def check_labels(labels: Sequence[int], count: int, classes: int) -> None:
+    """Raises ValueError unless there are `count` labels, each from 0 to `classes` - 1."""
+    if len(labels) != count or not all(0 <= label < classes for label in labels):
+        raise ValueError(f"labels = {list(labels)}; allowed: {count} classes from 0 to {classes - 1}.")
 
 
 def answers(network: nn.Module, images: Tensor, names: list[str]) -> list[str]:

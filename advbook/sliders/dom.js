@@ -1,7 +1,9 @@
-// What the figures share: the card with its controls, pictures and probability bars. Joined behind interpreter.js.
+// What the figures share: the card with its controls, pictures, probability bars and the chart. Joined behind
+// interpreter.js.
 
 const SVG = "http://www.w3.org/2000/svg";
 const QUIET = 500; // ms without a move before the screen reader is told
+const PLOT = { width: 440, height: 170, left: 44, right: 12, top: 26, bottom: 40 };
 
 /** A new element: attributes as given, children appended. */
 function h(tag, attributes = {}, ...children) {
@@ -22,18 +24,25 @@ function fill(element, attributes, children) {
 const percent = (p) => `${(100 * p).toFixed(1)} %`;
 
 /**
- * Mounts a figure: a card with `views`, one control for each entry of the trait `controls`, and a Reset button.
+ * Mounts a figure: a card with `views`, one control for each entry of the trait `controls`, more views `below`, and a
+ * Reset button.
  * `draw(values)` paints the views for the values of the controls and returns a sentence for the screen reader.
  * Every trait is followed both ways: a move sets it, and setting it (in Python, too) moves the figure.
+ * `follow(name)` says what else a move of the control `name` sets: values by name.
  */
-function mount(model, el, { name, views, note, draw }) {
+function mount(model, el, { name, views, below = [], note, draw, follow = () => ({}) }) {
   const id = `advbook-${Math.random().toString(36).slice(2)}`;
-  const controls = model.get("controls").map((control) => makeControl(model, control, `${id}-${control.name}`));
+  const move = (trait, value) => {
+    model.set(trait, value);
+    Object.entries(follow(trait)).forEach(([other, its]) => model.set(other, its));
+    model.save_changes();
+  };
+  const controls = model.get("controls").map((control) => makeControl(model, control, `${id}-${control.name}`, move));
   const spoken = h("output", { class: "advbook-spoken", "aria-live": "polite" });
   const reset = h("button", { type: "button", class: "advbook-reset", "data-lm-suppress-shortcuts": "true" }, "Reset");
   const rows = h("div", { class: "advbook-controls" }, ...controls.map((control) => control.element));
   const foot = h("div", { class: "advbook-foot" }, h("p", { class: "advbook-note" }, note), reset);
-  const card = h("div", { class: "advbook-card", role: "group", "aria-label": name }, ...views, rows, foot, spoken);
+  const card = h("div", { class: "advbook-card", role: "group", "aria-label": name }, ...views, rows, ...below, foot, spoken);
   let frame = 0;
   let quiet = 0;
 
@@ -69,12 +78,11 @@ function mount(model, el, { name, views, note, draw }) {
   };
 }
 
-function makeControl(model, control, id) {
+function makeControl(model, control, id, move) {
   const make = control.options ? makeSelect : makeRange;
-  return { ...control, ...make(control, id, () => model.get(control.name), (value) => {
-    model.set(control.name, value);
-    model.save_changes();
-  }) };
+  const made = make(control, id, () => model.get(control.name), (value) => move(control.name, value));
+  made.element.classList.toggle("advbook-wide", Boolean(control.wide));
+  return { ...control, ...made };
 }
 
 /** A labelled slider in the reader's units: `per` of them are one unit of the trait (180 / pi for an angle). */
@@ -148,6 +156,65 @@ function makeAnswer(names) {
     return sentence + outcome;
   };
   return { element: h("div", { class: "advbook-answer" }, verdict, list), paint };
+}
+
+/**
+ * A curve over xs, marked right or wrong at each: `line` draws it, `mark` puts the cursor to x and the ring to a
+ * point, `flag` puts up a line with words at x, or takes it away (null). `names`: the words on the axes and in the
+ * note, and `ticks`, about how many numbers stand below.
+ */
+function makePlot(xs, names) {
+  const { width, height, left, right, top, bottom } = PLOT;
+  const [first, last] = [xs[0], xs[xs.length - 1]];
+  const x = (v) => left + ((v - first) / (last - first)) * (width - left - right);
+  let y;
+  const curve = s("g");
+  const flagged = s("g", { class: "advbook-flag" });
+  const cursor = s("line", { class: "advbook-cursor", y1: top, y2: height - bottom });
+  const ring = s("circle", { class: "advbook-ring", r: 7 });
+  const shown = [curve, flagged, cursor, ring];
+  const svg = s("svg", { class: "advbook-plot", viewBox: `0 0 ${width} ${height}`, role: "img" }, ...shown);
+  const legend = h("p", { class: "advbook-note" }, names.note, h("span", { class: "advbook-right" }, "●"),
+    " classifier right, ", h("span", { class: "advbook-wrong" }, "✕"), " wrong.");
+
+  const line = (ys, isRight, highest) => {
+    y = (v) => height - bottom - (v / highest) * (height - top - bottom);
+    const points = ys.map((v, i) => [x(xs[i]), y(v)]);
+    curve.replaceChildren(
+      ...ticks(0, highest, 5).map((v) => tick(left - 6, y(v) + 4, "end", v)),
+      ...ticks(0, highest, 5).map((v) => s("line", { class: "advbook-grid", x1: left, x2: width - right, y1: y(v), y2: y(v) })),
+      ...ticks(first, last, names.ticks).map((v) => tick(x(v), height - bottom + 17, "middle", v)),
+      s("text", { x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, names.x),
+      s("text", { x: left, y: 14 }, names.y),
+      s("polyline", { class: "advbook-line", points: points.join(" ") }),
+      ...points.map((point, i) => (isRight[i] ? dotMark(point) : crossMark(point))),
+    );
+  };
+  const mark = (at, [px, py], words) => {
+    fill(cursor, { x1: x(at), x2: x(at) }, []);
+    fill(ring, { cx: x(px), cy: y(py) }, []);
+    svg.setAttribute("aria-label", words);
+  };
+  const flag = (at, words) => {
+    if (at === null) return flagged.replaceChildren();
+    // A falling curve leaves room right of the line above, and left of it below.
+    const place = x(at) < width / 2 ? { x: x(at) + 5, y: top + 12 } : { x: x(at) - 5, y: height - bottom - 6, "text-anchor": "end" };
+    flagged.replaceChildren(s("line", { x1: x(at), x2: x(at), y1: top, y2: height - bottom }), s("text", place, words));
+  };
+  return { element: h("div", { class: "advbook-chart" }, svg, legend), line, mark, flag };
+}
+
+const tick = (x, y, anchor, v) => s("text", { x, y, "text-anchor": anchor }, `${+v.toFixed(4)}`.replace("-", "−"));
+const dotMark = ([cx, cy]) => s("circle", { class: "advbook-right", cx, cy, r: 3 });
+const crossMark = ([x, y]) => s("path", { class: "advbook-wrong", d: `M${x - 3.5} ${y - 3.5}l7 7m0 -7l-7 7` });
+
+/** About `count` round numbers from low to high. */
+function ticks(low, high, count) {
+  const raw = (high - low) / count;
+  const power = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 5, 10].find((k) => k * power >= raw) * power;
+  const from = Math.ceil(low / step - 1e-9);
+  return Array.from({ length: Math.floor(high / step + 1e-9) - from + 1 }, (_, i) => (from + i) * step);
 }
 
 function argmax(values) {

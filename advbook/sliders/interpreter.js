@@ -18,6 +18,13 @@ export function load(layers, bytes) {
   return (x) => steps.reduce((value, step) => step(value), x);
 }
 
+/** Equal tensors behind one another: (array type, bytes, shape of one) -> (index -> tensor). */
+function slices(Numbers, bytes, shape) {
+  const numbers = new Numbers(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength));
+  const length = size(shape);
+  return (i) => ({ shape, data: numbers.subarray(i * length, (i + 1) * length) });
+}
+
 /** x + t delta, clipped to [0, 1]. */
 export function along(x, delta, t) {
   return { shape: x.shape, data: Float32Array.from(x.data, (v, i) => clamp(v + t * delta.data[i])) };

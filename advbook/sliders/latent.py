@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from traitlets import Bytes, Dict, Float, Int, List, validate
 
 from advbook.fonts import FONTS, IDENTITY, LETTERS, THETA_HIGH, THETA_LOW, THETA_NAMES, transform
-from advbook.sliders.base import Control, Figure, answers, evaluated, script, selector, slider
+from advbook.sliders.base import Control, Figure, answers, check_thetas, evaluated, script, selector, slider
 from advbook.sliders.pack import pack, pack_fonts
 from advbook.sliders.still import draw
 
@@ -59,7 +59,7 @@ class LatentSlider(Figure):
         decoder, decoder_weights = pack_fonts(prototypes)
         pixels = np.asarray(prototypes)
         _check(pixels, font_names, letters)
-        _check_theta(low=low, high=high, start=start)
+        check_thetas(low=low, high=high, start=start)
         self._letters = torch.from_numpy(pixels.astype(np.float32) / 255)
         self._network = evaluated(classifier, [1, *pixels.shape[2:]], len(letters))
         layers, weights = pack(classifier)
@@ -120,9 +120,3 @@ def _check(pixels: np.ndarray, names: Sequence[str], letters: str) -> None:
             f"prototypes have shape {list(pixels.shape)}; allowed is [{len(names)}, {len(letters)}, H, W], "
             f"since there are {len(names)} font names and {len(letters)} letters."
         )
-
-
-def _check_theta(**vectors: Sequence[float]) -> None:
-    for name, vector in vectors.items():
-        if len(vector) != len(_TRAITS):
-            raise ValueError(f"{name} has {len(vector)} numbers; allowed are {len(_TRAITS)}, as theta has.")

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 from traitlets import Bytes, Float, Int, List, validate
 
-from advbook.sliders.base import Figure, answers, evaluated, script, selector, slider
+from advbook.sliders.base import Figure, answers, check_labels, evaluated, script, selector, slider
 from advbook.sliders.pack import pack
 from advbook.sliders.still import draw
 
@@ -123,8 +123,7 @@ def _check(
 ) -> None:
     if images.ndim != 3 or len(images) == 0:
         raise ValueError(f"x has shape {list(images.shape)}; allowed is [B, H, W] with B at least 1.")
-    if len(labels) != len(images) or not all(0 <= label < classes for label in labels):
-        raise ValueError(f"labels = {list(labels)}; allowed: {len(images)} classes from 0 to {classes - 1}.")
+    check_labels(labels, len(images), classes)
     if len(ts) < 2 or any(b <= a for a, b in pairwise(ts)):
         raise ValueError(f"ts = {list(ts)}; allowed are at least 2 values, each above the one before.")
     if projections.dtype != np.uint8:
