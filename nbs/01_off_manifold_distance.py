@@ -280,11 +280,8 @@ if examples:
 
 # %% tags=["remove-input"]
 published = ledger.published(OffManifold.experiment, OffManifold.version)
-display(
-    pages.verdict_table([(pages.source(table), verdict) for table in published for verdict in p.verdicts(table)])
-    if published
-    else pages.Markdown("*No rows are published yet.*")
-)
+lines = [(pages.source(table), p.experiment, verdict) for table in published for verdict in p.verdicts(table)]
+display(pages.verdict_table(lines) if lines else pages.Markdown("*No rows are published yet.*"))
 
 # %% tags=["remove-input"] mystnb={"figure": {"caption": "Published rows: the ratio to the span of neighbours on several data sets.", "name": "fig-published"}, "image": {"alt": "For each data set a panel with a dot and an interval for each kind of perturbation."}}
 if published:

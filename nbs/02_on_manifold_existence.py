@@ -307,8 +307,8 @@ pages.table(
 #
 # Pick a letter that the classifier of this page (its first network) reads rightly. Move each slider by at most
 # $\eta$ = {glue:text}`eta` and make it err by hand: that is an on-manifold adversarial example. Then let the last
-# slider take you along the paper's attack. It begins at a random point within the budget, not at the image itself,
-# and stops at its first success. All is computed in your browser.
+# slider take you along the paper's attack: step 0 is the image, step 1 the random point within the budget from which
+# the attack starts, the last step its first success. All is computed in your browser.
 
 # %% tags=["remove-input"]
 if examples:
@@ -320,7 +320,7 @@ if examples:
             [int(y) for y in examples["y"]],
             list(classes),
             network.cpu(),
-            examples["path"],
+            np.pad(examples["path"], ((0, 0), (1, 0), (0, 0))),  # the image itself, then the path
             eta=[ETA] * len(low),
             low=low.tolist(),
             high=high.tolist(),
@@ -334,11 +334,8 @@ if examples:
 
 # %% tags=["remove-input"]
 published = ledger.published(OnManifold.experiment, OnManifold.version)
-display(
-    pages.verdict_table([(pages.source(table), p.experiment, verdict) for table in published for verdict in p.verdicts(table)])
-    if published
-    else pages.Markdown("*No rows are published yet.*")
-)
+lines = [(pages.source(table), p.experiment, verdict) for table in published for verdict in p.verdicts(table)]
+display(pages.verdict_table(lines) if lines else pages.Markdown("*No rows are published yet.*"))
 
 # %% [markdown]
 # ## Where code and paper disagree, and what was left open

@@ -255,7 +255,7 @@ def course(table: pd.DataFrame, quantity: str, name: str) -> str:
 
 said(lambda source: course(tables[source], "error", "test error"))
 
-# %% tags=["remove-input"] mystnb={"figure": {"caption": "On-manifold success of the paper's attack, averaged over restarts as the paper counts. The paper's own values stand beside, as crosses: other fonts and other networks, so compare direction and order, not level.", "name": "fig-success"}, "image": {"alt": "On-manifold success rate over N on a logarithmic axis. One line with markers for each training recipe; crosses on dotted lines are the values of the paper."}}
+# %% tags=["remove-input"] mystnb={"figure": {"caption": "On-manifold success of the paper's attack, averaged over restarts as the paper counts. The paper's own values stand beside, as crosses: other fonts and other networks, so compare direction and order, not level.", "name": "fig-on-manifold-success"}, "image": {"alt": "On-manifold success rate over N on a logarithmic axis. One line with markers for each training recipe; crosses on dotted lines are the values of the paper."}}
 beside = printed[printed.recipe.isin({recipe for table in tables.values() for recipe in table.recipe})]
 figures.curves(tables | {"the paper": beside}, "paper", "on-manifold success")
 

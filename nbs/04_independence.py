@@ -13,10 +13,10 @@
 # %% [markdown]
 # # Regular robustness is independent of generalization
 #
-# **The claim** ({cite:t}`stutz2019disentangling`, sections 3.5 and 3.6, Figures 6 and 7): *for a fixed model, how easily
-# regular adversarial examples fool it does not depend on its test error. More data lowers the error and leaves
-# robustness where it was.* Only for adversarial training the two are linked. It needs more data for the same error,
-# and mixing it with on-manifold training controls the trade-off.
+# **The claim** ({cite:t}`stutz2019disentangling`, sections 3.5 and 3.6, Figures 6 and 7): *for a fixed model, how
+# easily regular adversarial examples fool it does not depend on its test error. More data lowers the error and leaves
+# robustness where it was.* Only for adversarial training the two are linked. It needs more data for the same error, and
+# mixing it with on-manifold training controls the trade-off.
 #
 # The idea behind it: regular adversarial examples leave the manifold. The data show the manifold alone, so more data
 # teach a network nothing about what it does elsewhere. The claim is directed against papers that saw a conflict between
@@ -104,8 +104,8 @@ PROFILE: str = "own"  # a name for this run, printed at the end of the page
 # $$
 #
 # Here $\epsilon$ = {glue:text}`eps`, the smaller one {glue:text}`eps_small`, $\epsilon_2$ = {glue:text}`eps_l2` and
-# $\eta_2$ = {glue:text}`eta_l2`. An attack without a bound succeeds on nearly every image if it has time, so there the *size* of
-# what it finds is the measure. The test error comes from other test images, which no attack touches.
+# $\eta_2$ = {glue:text}`eta_l2`. An attack without a bound succeeds on nearly every image if it has time, so there the
+# *size* of what it finds is the measure. The test error comes from other test images, which no attack touches.
 #
 # **Three statistics.** With the success rate $s_N$ and the test error $e_N$ of a recipe at $N$, the first is the range
 # $\max_N s_N - \min_N s_N$. For the size of the nearest example it is the range over the mean. The second is the factor
@@ -118,14 +118,14 @@ PROFILE: str = "own"  # a name for this run, printed at the end of the page
 # $N$.
 #
 # **The rule**, fixed before the run. *Independent*: the range is at most {glue:text}`rule_range`, for normal training
-# with the paper's attack, the strong one, and the strong one at the smaller budget; the same for every recipe that
-# sees no regular adversarial examples; and the size of the nearest example changes by at most
-# {glue:text}`rule_range` of its mean. *Price in data*: $F$ is at most {glue:text}`rule_factor`. *Trade-off*: combined
-# training has no more error than adversarial training, and less success against it than against on-manifold training, by
-# {glue:text}`rule_robust`. Intervals are bootstrapped over networks and blocks of neighbouring images, since neighbours
-# show the same font; all points are drawn together, so that comparisons are within one draw. A range is never negative,
-# and resampling adds noise, which widens ranges. So the interval of a range errs to the high side: it makes
-# *supported* harder to reach (exercise 2).
+# with the paper's attack, the strong one, and the strong one at the smaller budget; the same for every recipe that sees
+# no regular adversarial examples; and the size of the nearest example changes by at most {glue:text}`rule_range` of its
+# mean. *Price in data*: $F$ is at most {glue:text}`rule_factor`. *Trade-off*: combined training has no more error than
+# adversarial training, and less success against it than against on-manifold training, by {glue:text}`rule_robust`.
+# Intervals are bootstrapped over networks and blocks of neighbouring images, since neighbours show the same font; all
+# points are drawn together, so that comparisons are within one draw. A range is never negative, and resampling adds
+# noise, which widens ranges. So the interval of a range errs to the high side: it makes *supported* harder to reach
+# (exercise 2).
 
 # %% tags=["compute"]
 from advbook.experiments.independence import Independence
@@ -163,6 +163,7 @@ NAMES = {
     "linf_size": "size, PGD (L-inf)",
 }
 FULL = 0.95  # where every rate is above this, a flat line says nothing
+LITTLE = 2.0  # where the error falls by less than this factor, a flat line says little
 published = p.grids(ledger.published(p.experiment, p.version))  # the largest first
 sources = ({"published rows": published[0]} if published else {}) | {"this build": rows}
 standard = {source: own[own.network == "cnn"] for source, own in sources.items()}
@@ -209,6 +210,7 @@ glue("eps_l2", EPS_L2, display=False)
 glue("eta_l2", ETA_L2, display=False)
 glue("reach", f"{0.005 * STEPS:g}", display=False)
 glue("full", f"{FULL:.0%}", display=False)
+glue("empty", f"{1 - FULL:.0%}", display=False)
 glue("rule_range", f"{independence.RANGE:.2f}", display=False)
 glue("rule_factor", f"{independence.DATA_FACTOR:g}", display=False)
 glue("rule_robust", f"at least {independence.LESS_ROBUST:.2f}", display=False)
@@ -272,6 +274,11 @@ lines = [line for source in tables for line in falls(source)]
 names = {"rows": "rows", "training": "training", "n": "N", "error": "test error", "factor": "falls by a factor of"}
 alone = "*There is one $N$ only, so the error cannot fall.*"
 display(pages.table(pd.DataFrame(lines), names) if lines else pages.Markdown(alone))
+for source, own in standard.items():
+    fall = independence.error_falls(own, "cnn", "normal")[0]
+    if fall < LITTLE:
+        text = f"*{source.capitalize()}.* The error of normal training falls by a factor of {fall:.2f} only, so a flat line "
+        display(pages.Markdown(text + "over these $N$ says little."))
 
 # %% [markdown]
 # ## Regular success over N
@@ -403,9 +410,9 @@ def sized(source: str) -> str:
     text = text if parts else "There is one $N$ only, so no change of the nearest example can be seen. "
     normal = metrics.percentiles(nearest_change(standard[source]))
     if np.isfinite(normal[0]):
-        more = "more data make it more robust" if normal[1] > 0 else "more data make it less robust"
-        ends = more if normal[1] > 0 or normal[2] < 0 else "which may be nothing at all"
-        text += f"For normal training the size changes by {cell(normal, '+.0%')}: {ends}. "
+        more = ": more data make it more robust" if normal[1] > 0 else ": more data make it less robust"
+        ends = more if normal[1] > 0 or normal[2] < 0 else ", which may be nothing at all"
+        text += f"For normal training the size changes by {cell(normal, '+.0%')}{ends}. "
     found = table.cw.dropna()
     if len(found):
         text += f"The paper's form finds an example for {lowest_to_highest(found)} of the images. "
@@ -433,7 +440,7 @@ for source, own in standard.items():
             metrics.percentiles(independence.spread(own, "cnn", chosen, quantity)) for chosen in (["normal"], recipes)
         )
         level = lowest_to_highest(table[column]) if table[column].notna().any() else "-"
-        full = "full" if len(table) and table[column].min() > FULL else "room"
+        full = "full" if table[column].min() > FULL else "empty" if table[column].max() < 1 - FULL else "room"
         kind = "strong" if quantity.attack == "strong" else "as in the paper"
         lines.append(
             {"rows": source, "attack": f"{name} ({kind})", "level": level, "scale": full}
@@ -444,7 +451,8 @@ names |= {"normal": "range, normal training", "others": "largest range of a reci
 display(pages.table(pd.DataFrame(lines), names))
 
 # %% [markdown]
-# *"Full": every rate is above {glue:text}`full`, so that a flat line says nothing. Latent PGD stays on the manifold: it
+# *"Full": every rate is above {glue:text}`full`, so that a flat line says nothing; "empty": every rate is below
+# {glue:text}`empty`, which says as little. Latent PGD stays on the manifold: it
 # must fall with the test error, by the claim of the chapter before, and stands here for contrast.*
 #
 # ## Transfer
@@ -537,8 +545,8 @@ for source in sources:
 
 # %% [markdown]
 # Where the strong attack has two outcomes, the second is that of the smaller budget. A *supported* on a full scale is
-# an empty one. The verdict on the size of the nearest example has no such scale, so it is the one to trust if the others
-# are empty.
+# an empty one. The verdict on the size of the nearest example has no such scale, so it is the one to trust if the
+# others are empty.
 #
 # ## The price of adversarial training in data
 
@@ -595,7 +603,7 @@ def priced(source: str) -> str:
     least, most = paper["data_factor"]["least"], paper["data_factor"]["most"]
     side = "less than" if three[2] < least else "more than" if three[1] > most else "in line with"
     text = f"The median factor of the standard network is {cell(three, '.2f')}: {side} the paper's. "
-    if three[2] <= 1:
+    if three[2] <= 1.001:
         text += "So here adversarial training costs no data at all: at equal $N$ its error is no higher than normal training's."
     return text
 
@@ -610,10 +618,12 @@ said(priced)
 
 # %% tags=["remove-input"] mystnb={"figure": {"caption": "Test error (above) and regular success of the paper's attack (below) over the share d of the regular part, a line an N. Compare Figure 7 (bottom) of the paper. The rows with the widest grid: published ones where there are any.", "name": "fig-dial-paper"}, "image": {"alt": "Two panels over the share of the regular part from 0, on-manifold training, to 1, adversarial training: test error above, regular success of the paper's attack below, a line for each N."}}
 dials = {name: independence.dial(standard[widest], quantity) for name, quantity in QUANTITIES.items()}
-figures.dial(dials["error"], dials["paper"])
+dialled = dials["error"].d.nunique() > 1
+display(figures.dial(dials["error"], dials["paper"]) if dialled else pages.Markdown("*The rows have no such recipes.*"))
 
 # %% tags=["remove-input"] mystnb={"figure": {"caption": "The same with the strong attack at the smaller budget.", "name": "fig-dial-small"}, "image": {"alt": "The same two panels; below, the success of the strong attack at the smaller budget."}}
-figures.dial(dials["error"], dials["small"])
+if dialled:
+    display(figures.dial(dials["error"], dials["small"]))
 
 
 # %% tags=["remove-input"]
@@ -813,40 +823,47 @@ for count in (2, 5, 10):
 #
 # ````{admonition} Solution
 # :class: dropdown
-# The correlation is {glue:text}`made_correlation`, the range {glue:text}`made_range`. The error fell to a fraction, the rate
-# moved a little. By the correlation they are all but the same thing, by the range they hardly touch. Of two points
-# the correlation is always 1 or -1 (or not defined). A correlation asks "is there an order?", the claim asks "is there a change worth the name?".
+# The correlation is {glue:text}`made_correlation`, the range {glue:text}`made_range`. The error fell to a fraction, the
+# rate moved a little. By the correlation they are all but the same thing, by the range they hardly touch. Of two points
+# the correlation is always 1 or -1 (or not defined). A correlation asks "is there an order?", the claim asks "is there
+# a change worth the name?".
 # ````
 #
-# 2. Let the true success rate be the same at every $N$, and each measured rate have normal noise with standard deviation
+# 2. Let the true success rate be the same at every $N$, and each measured rate have normal noise with standard
+#    deviation
 #    {glue:text}`noise`. What range would you expect with 2, with 5 and with 10 values of $N$? What follows for a test on the
 #    range?
 #
 # ````{admonition} Solution
 # :class: dropdown
-# By simulation {glue:text}`noise_range_2`, {glue:text}`noise_range_5` and {glue:text}`noise_range_10`. The more $N$, the larger the
-# range of pure noise, and a bootstrap adds its own noise on top. So a wide grid with few images can fail the test for no other reason
-# than its noise; a *supported* is safe from that, a *not supported* should be read with the number of $N$ in mind.
+# By simulation {glue:text}`noise_range_2`, {glue:text}`noise_range_5` and {glue:text}`noise_range_10`. The more $N$,
+# the larger the range of pure noise, and a bootstrap adds its own noise on top. So a wide grid with few images can fail
+# the test for no other reason than its noise; a *supported* is safe from that, a *not supported* should be read with
+# the number of $N$ in mind.
 # ````
 #
-# 3. A linear classifier $f(x) = w^\top x$ of two classes is right on all data, which lie in a plane. Find a second one with exactly the
+# 3. A linear classifier $f(x) = w^\top x$ of two classes is right on all data, which lie in a plane. Find a second one
+#    with exactly the
 #    same answers on all data, whose nearest adversarial examples are ten times as near.
 #
 # ````{admonition} Solution
 # :class: dropdown
-# Take $w' = w + v$ with $v$ orthogonal to the plane (if the plane goes through the origin). On the data $v^\top x = 0$, so all answers stay. The nearest
-# adversarial example of $x$ lies at the distance $|w'^\top x| / \|w'\|_2$, so choose $v$ with $\|w'\|_2 = 10\,\|w\|_2$. No data on the plane
-# can tell the two apart: this is the claim in its purest form. But training does not pick $v$ at random. What the optimizer
-# leaves off the plane may well depend on $N$, and this is why the claim has to be measured.
+# Take $w' = w + v$ with $v$ orthogonal to the plane (if the plane goes through the origin). On the data $v^\top x = 0$,
+# so all answers stay. The nearest adversarial example of $x$ lies at the distance $|w'^\top x| / \|w'\|_2$, so choose
+# $v$ with $\|w'\|_2 = 10\,\|w\|_2$. No data on the plane can tell the two apart: this is the claim in its purest form.
+# But training does not pick $v$ at random. What the optimizer leaves off the plane may well depend on $N$, and this is
+# why the claim has to be measured.
 # ````
 #
-# 4. An attack without a bound finds examples for the easiest tenth of the images only. Is the mean size of its examples larger or smaller
+# 4. An attack without a bound finds examples for the easiest tenth of the images only. Is the mean size of its examples
+#    larger or smaller
 #    than that of an attack that finds all? Which of the two networks would look more robust?
 #
 # ````{admonition} Solution
 # :class: dropdown
-# Smaller: only images near the boundary count. So a network on which the attack fails nearly everywhere can show a *smaller* mean
-# size, and look less robust, though it is more so. That is why the success rate of the attack must stand beside its mean size.
+# Smaller: only images near the boundary count. So a network on which the attack fails nearly everywhere can show a
+# *smaller* mean size, and look less robust, though it is more so. That is why the success rate of the attack must stand
+# beside its mean size.
 # ````
 
 # %% tags=["remove-input"]

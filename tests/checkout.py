@@ -252,6 +252,5 @@ def fresh(tmp_path_factory) -> Tree:
 def built(fresh, tmp_path_factory) -> Tree:
     """A copy of the tree with the whole book of the tiny profile, computed without a disturbance. Do not change it."""
     tree = fresh.clone(tmp_path_factory.mktemp("built") / "book")
-    tree.make("sweep")
-    tree.make("pages", cores=2)
+    tree.make("pages", "THREADS=1", cores=2)
     return tree

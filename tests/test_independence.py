@@ -92,7 +92,7 @@ ERRORS = {"normal": 0.2, "adversarial": 0.25, "on_manifold": 0.1, "combined": 0.
 SUCCESS = {"normal": 0.9, "adversarial": 0.3, "on_manifold": 0.85, "combined": 0.4}
 
 
-def book(change=None, *, recipes=RECIPES, nets=("cnn", "mlp"), sizes=SIZES):
+def book(change=None, *, recipes=RECIPES, nets=("cnn", "mlp"), sizes=SIZES[::2]):
     """The rows of a grid on which every claim holds; change(quantity, network, recipe, n) gives another rate, or None.
 
     Errors fall as 1 / sqrt(N), and adversarial training needs (.25 / .2)^2 = 1.5625 times the data of normal training.
@@ -312,7 +312,7 @@ def test_a_grid_on_which_every_claim_holds_supports_them_all():
     assert {name: verdict.outcome for name, verdict in found.items()} == dict.fromkeys(ALTERED, "supported")
     values = {name: verdict.value for name, verdict in found.items()}
     assert values["data"] == pytest.approx((0.25 / 0.2) ** 2)
-    assert values["price"] == pytest.approx(np.mean([10 * (0.25 - 0.15) / n**0.5 for n in SIZES]))
+    assert values["price"] == pytest.approx(np.mean([10 * (0.25 - 0.15) / n**0.5 for n in SIZES[::2]]))
     assert values["fooled paper"] == pytest.approx(0.85 - 0.4)
     assert values["fooled small"] == pytest.approx(0.8 * (0.85 - 0.4))
     for name in found.keys() - {"data", "price", "fooled paper", "fooled small"}:
@@ -386,7 +386,7 @@ PARTS = [part for count in (1, 2, 3) for part in itertools.combinations(RECIPES,
 
 @pytest.mark.parametrize("recipes", PARTS, ids="-".join)
 def test_where_recipes_or_n_are_missing_verdicts_are_undecided_and_never_an_error(recipes):
-    whole = book(recipes=recipes)
+    whole = book(recipes=recipes, sizes=(100, 200, 400))
     for sizes, nets in (((100,), ("cnn",)), ((100, 400), ("cnn",)), ((100, 200), ("mlp",))):
         rows = whole[whole.n.isin(sizes) & whole.network.isin(nets)]
         found = labelled(Independence.verdicts(rows), nets)

@@ -1,13 +1,21 @@
 """The Snakefile as the Makefile calls it: what is computed, what is kept, what a kill or damage costs."""
 
+import json
 import re
+import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import yaml
 from checkout import CHAPTER, PAGE, TOY, Tree, finish, kill_tree, last_line, toy_book, wait_for
+from safetensors import safe_open
+
+from advbook import chapters
 
 pytest_plugins = ["checkout"]
 pytestmark = pytest.mark.slow
@@ -19,18 +27,30 @@ def files(tree: Tree, *patterns: str) -> dict[str, int]:
     return {str(path.relative_to(tree.root)): path.stat().st_mtime_ns for path in found}
 
 
+def of_chapter(tree: Tree) -> dict[str, dict[str, Any]]:
+    """The row files of the first chapter."""
+    return {name: row for name, row in tree.rows().items() if row["about"]["experiment"] == CHAPTER}
+
+
+def recipe(network: Path) -> dict[str, Any]:
+    """What a network's file says of its training."""
+    with safe_open(network, framework="pt") as file:
+        return dict(json.loads(file.metadata()["recipe"]))
+
+
 def test_the_copy_is_what_runs(built, tmp_path):
     code = "import advbook; from advbook import store; print(advbook.__file__); print(store.home())"
     status, output = built.run("sh", "-c", f'cd "{tmp_path}" && exec "$0" -c "{code}"', sys.executable)
     assert (status, output.split()) == (0, [f"{built.root}/advbook/__init__.py", f"{built.root}/.advbook"])
 
 
-def test_a_sweep_gives_the_rows_of_every_point(built):
-    (row,) = built.rows().values()
+def test_a_book_has_the_rows_of_every_point(built):
+    planned = chapters.plan("tiny").values()
+    assert set(built.rows()) == {path.name for entries in planned for path in chapters.row_files(entries)}
+    (row,) = of_chapter(built).values()
     assert (row["about"]["dataset"], row["about"]["n"], row["about"]["experiment"]) == ("fonts", 100, CHAPTER)
     assert {one["what"] for one in row["rows"]} >= {"success", "distance"}
     assert (built.root / ".advbook" / "arrays" / f"{row['arrays']}.safetensors").is_file()
-    assert len(built.models()) == row["about"]["seeds"] == 2
 
 
 def test_a_second_start_has_nothing_to_do(built):
@@ -71,7 +91,7 @@ def test_killed_twice_it_ends_with_the_same_rows(fresh, built, tmp_path):
                 orphan.kill()
         second.communicate()
 
-    assert tree.rows() == built.rows()
+    assert tree.rows() == of_chapter(built)
     assert {path: path.stat().st_mtime_ns for path in tree.models()} == trained
     assert (tree.root / PAGE).is_file()
     assert not list(tree.root.glob(".advbook/**/*.damaged"))
@@ -79,8 +99,11 @@ def test_killed_twice_it_ends_with_the_same_rows(fresh, built, tmp_path):
 
 def test_damage_is_set_aside_and_only_that_is_computed_again(built, tmp_path):
     tree = built.clone(tmp_path / "book")
-    (row,) = tree.root.glob(".advbook/rows/*/*.json")
-    intact, damaged = tree.models()
+    (row,) = tree.root.glob(f".advbook/rows/{CHAPTER}/*.json")
+    about = of_chapter(tree)[row.name]["about"]
+    asked = ("normal", about["epochs"], about["n"])
+    own = [(path, recipe(path)) for path in tree.models()]
+    intact, damaged = (path for path, r in own if (r["training"], r["schedule"]["epochs"], r["data"][2]) == asked)
     kept = intact.stat().st_mtime_ns
     for path in (row, damaged):
         path.write_bytes(path.read_bytes()[:-100])
@@ -122,11 +145,20 @@ def test_what_make_is_told_reaches_the_points(fresh):
 
 @pytest.mark.parametrize("profile", ["standard", "paper"])
 def test_a_dry_run_counts_the_points(fresh, profile):
-    output = fresh.make("sweep", extra="-n", profile=profile)
-    points = (fresh.root / "nbs" / "profiles" / f"{profile}.yml").read_text().count("\n  - {")
-    assert points >= 4
-    assert int(re.findall(r"^total +(\d+)$", output, re.MULTILINE)[-1]) == points + 1  # and the rule `sweep` itself
-    assert len(set(re.findall(rf"point_{CHAPTER}_\d+", output))) == points
+    output = fresh.make("sweep", "GPUS=0,1", extra="-n", profile=profile)
+    points = {name: len(chapters.row_files(entries)) for name, entries in chapters.plan(profile).items()}
+    assert points[CHAPTER] >= 4
+    for name, number in points.items():
+        assert len(set(re.findall(rf"point_{name}_\d+", output))) == number
+    total = int(re.findall(r"^total +(\d+)$", output, re.MULTILINE)[-1])
+    assert total == sum(points.values()) + 1  # and the rule `sweep` itself
+
+
+def test_make_sweep_first_says_what_is_missing(fresh):
+    said = subprocess.run(["make", "-n", "sweep"], cwd=fresh.root, env=fresh.env(), capture_output=True, text=True)
+    first, second = (line for line in said.stdout.splitlines() if line.startswith(".venv/bin/") and "pip" not in line)
+    assert first.startswith(".venv/bin/python -m advbook.chapters missing --profile quick")
+    assert second.startswith(".venv/bin/snakemake ")
 
 
 # --- grids ----------------------------------------------------------------------------------------------------
@@ -227,15 +259,12 @@ def test_threads_of_a_point(fresh, tmp_path):
 
 def more_points(tree: Tree, *counts: int) -> Tree:
     """The tree with a profile "more": tiny, and points of the first chapter with other N."""
-    (own,) = re.findall(rf"^{CHAPTER}:\n  - {{DATASET: fonts, N: 100,(.*)}}\n", tiny(tree), re.MULTILINE)
-    entries = "".join(f"  - {{DATASET: fonts, N: {n},{own}}}\n" for n in (100, *counts))
-    others = re.sub(rf"^{CHAPTER}:\n(  .*\n)+", "", tiny(tree), flags=re.MULTILINE)
-    (tree.root / "nbs" / "profiles" / "more.yml").write_text(f"{others}\n{CHAPTER}:\n{entries}")
+    profiles = tree.root / "nbs" / "profiles"
+    content = yaml.safe_load((profiles / "tiny.yml").read_text())
+    (entry,) = content[CHAPTER]
+    content[CHAPTER] = [{**entry, "N": n} for n in (entry["N"], *counts)]
+    (profiles / "more.yml").write_text(yaml.safe_dump(content))
     return tree
-
-
-def tiny(tree: Tree) -> str:
-    return (tree.root / "nbs" / "profiles" / "tiny.yml").read_text()
 
 
 def kernels(driver: psutil.Popen) -> set[psutil.Process]:
