@@ -113,7 +113,8 @@ class Verdict:
     """What the runs say of a claim: a statistic with its 95 % interval against a threshold fixed before the run.
 
     The claim holds where the statistic is at least the threshold, or with at_most=True where it is at most that.
-    attack: which attack the statistic rests on ("paper" or "strong"), if it rests on one.
+    attack: which attack the statistic rests on ("paper" or "strong"), if it rests on one. void: why the statistic can
+    tell nothing here, if so (a rate that is 1 everywhere, say): then the outcome is undecided, whatever its value.
     """
 
     claim: str
@@ -124,13 +125,14 @@ class Verdict:
     threshold: float
     at_most: bool = False
     attack: Literal["", "paper", "strong"] = ""
+    void: str = ""
 
     @property
     def outcome(self) -> Outcome:
         """Supported if the whole interval is on the claim's side of the threshold, not supported if none of it is,
         else undecided.
         """
-        if not np.isfinite([self.value, self.low, self.high]).all():
+        if self.void or not np.isfinite([self.value, self.low, self.high]).all():
             return "undecided"
         if self.at_most:
             return "supported" if self.high <= self.threshold else _unless(self.low > self.threshold)

@@ -31,6 +31,7 @@ def verdict(v: Verdict, number: str = ".4f") -> Markdown:
     text = (
         f"{v.claim}: **{v.outcome}**. {measured} Fixed before the run: *supported* if the whole interval is {inside} "
         f"{v.threshold:g}, *not supported* if all of it is {outside}, else *undecided*."
+        + (f" Here it is undecided because {v.void}." if v.void else "")
     )
     title = f"Verdict{ATTACK[v.attack]}: {v.outcome}"
     return Markdown(f":::{{admonition}} {title}\n:class: verdict {kind}\n{text}\n:::")
@@ -57,7 +58,8 @@ def verdict_table(verdicts: Sequence[tuple[str, str, Verdict]], number: str = ".
 def _cell(v: Verdict, number: str) -> str:
     side = "at most" if v.at_most else "at least"
     value = f"{v.value:{number}} ({v.low:{number}} to {v.high:{number}})" if math.isfinite(v.value) else "no value"
-    return f"**{v.outcome}**: {v.statistic} {value}; threshold: {side} {v.threshold:g}"
+    void = f"; {v.void}" if v.void else ""
+    return f"**{v.outcome}**: {v.statistic} {value}; threshold: {side} {v.threshold:g}{void}"
 
 
 def table(rows: pd.DataFrame, columns: Mapping[str, str], number: str = ".3f") -> Markdown:

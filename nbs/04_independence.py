@@ -46,7 +46,7 @@ TRAIN_STEPS: int = 10  # steps of the attack inside training
 IMAGES: int = 200  # attacked test images
 TEST_IMAGES: int = 10000  # other test images, for the test error
 EPS: float = 0.3  # budget of regular perturbations, L-inf
-EPS_SMALL: float = 0.1  # a second, smaller L-inf budget of the strong attack
+EPS_SMALL: float = 0.02  # a second, smaller L-inf budget of the strong attack
 EPS_L2: float = 1.5  # budget of regular perturbations, L2
 ETA: float = 0.3  # budget of latent perturbations in training, L-inf on theta
 ETA_L2: float = 0.3  # budget of latent perturbations, L2 on theta
@@ -162,7 +162,6 @@ NAMES = {
     "cw_size": "size, CW (L2)",
     "linf_size": "size, PGD (L-inf)",
 }
-FULL = 0.95  # where every rate is above this, a flat line says nothing
 LITTLE = 2.0  # where the error falls by less than this factor, a flat line says little
 published = p.grids(ledger.published(p.experiment, p.version))  # the largest first
 sources = ({"published rows": published[0]} if published else {}) | {"this build": rows}
@@ -209,8 +208,8 @@ glue("eps_small", EPS_SMALL, display=False)
 glue("eps_l2", EPS_L2, display=False)
 glue("eta_l2", ETA_L2, display=False)
 glue("reach", f"{0.005 * STEPS:g}", display=False)
-glue("full", f"{FULL:.0%}", display=False)
-glue("empty", f"{1 - FULL:.0%}", display=False)
+glue("full", f"{independence.FULL:.0%}", display=False)
+glue("empty", f"{1 - independence.FULL:.0%}", display=False)
 glue("rule_range", f"{independence.RANGE:.2f}", display=False)
 glue("rule_factor", f"{independence.DATA_FACTOR:g}", display=False)
 glue("rule_robust", f"at least {independence.LESS_ROBUST:.2f}", display=False)
@@ -299,11 +298,11 @@ def flatness(quantity: str, *, rises: bool = False):
         recipes = [recipe for recipe in TITLES if recipe in set(table.recipe)]
         spans = {one: metrics.percentiles(independence.spread(own, "cnn", [one], named)) for one in recipes}
         text = f"Over all recipes that see no regular examples and all $N$, it fools {lowest_to_highest(table[quantity])}. "
-        if table[quantity].min() > FULL:
+        if table[quantity].min() > independence.FULL:
             text += (
                 "**The scale is full**: a flat line here says that the attack is strong, and nothing of robustness. "
             )
-        elif table[quantity].max() > FULL:
+        elif table[quantity].max() > independence.FULL:
             text += "For some the scale is full, and their flat lines say nothing. "
         else:
             text += "So there is room for a change to show. "
@@ -416,7 +415,7 @@ def sized(source: str) -> str:
     found = table.cw.dropna()
     if len(found):
         text += f"The paper's form finds an example for {lowest_to_highest(found)} of the images. "
-        if found.min() < FULL:
+        if found.min() < independence.FULL:
             text += "Where it fails, it fails on the images that are hardest to fool, so its mean is too small there."
     return text
 
@@ -440,7 +439,13 @@ for source, own in standard.items():
             metrics.percentiles(independence.spread(own, "cnn", chosen, quantity)) for chosen in (["normal"], recipes)
         )
         level = lowest_to_highest(table[column]) if table[column].notna().any() else "-"
-        full = "full" if table[column].min() > FULL else "empty" if table[column].max() < 1 - FULL else "room"
+        full = (
+            "full"
+            if table[column].min() > independence.FULL
+            else "empty"
+            if table[column].max() < 1 - independence.FULL
+            else "room"
+        )
         kind = "strong" if quantity.attack == "strong" else "as in the paper"
         lines.append(
             {"rows": source, "attack": f"{name} ({kind})", "level": level, "scale": full}
@@ -504,26 +509,13 @@ display(pages.verdict_table(lines) if lines else pages.Markdown("*No rows are pu
 
 
 # %% tags=["remove-input"]
-def scale_is_full(source: str, verdict: ledger.Verdict) -> bool:
-    """Whether a verdict on success over N rests on rates that are all nearly 1."""
-    if not verdict.claim.startswith("Regular success"):
-        return False
-    quantity = "paper" if verdict.attack == "paper" else "small" if "smaller budget" in verdict.statistic else "strong"
-    network = next((name for name in set(sources[source].network) if f"({name})" in verdict.claim), "cnn")
-    own = sources[source]
-    table = unseen(grid.table(own[own.network == network], rate=QUANTITIES[quantity]))
-    if "normal training" in verdict.claim:
-        table = table[table.recipe == "normal"]
-    return bool(len(table) and table.rate.min() > FULL)
-
-
 def survived(source: str) -> str:
     """Which verdicts on the paper's attack stand with the strong one, in words."""
     by_claim: dict[str, dict[str, list[tuple[str, bool]]]] = {}
     for verdict in dict.fromkeys(p.verdicts(sources[source])):
         if verdict.attack:
             found = by_claim.setdefault(verdict.claim, {"paper": [], "strong": []})
-            found[verdict.attack].append((verdict.outcome, scale_is_full(source, verdict)))
+            found[verdict.attack].append((verdict.outcome, bool(verdict.void)))
     lines = []
     for claim, found in by_claim.items():
         if not (found["paper"] and found["strong"]):
@@ -544,9 +536,9 @@ for source in sources:
     display(pages.Markdown(f"*{source.capitalize()}:*\n\n{survived(source)}"))
 
 # %% [markdown]
-# Where the strong attack has two outcomes, the second is that of the smaller budget. A *supported* on a full scale is
-# an empty one. The verdict on the size of the nearest example has no such scale, so it is the one to trust if the
-# others are empty.
+# Where the strong attack has two outcomes, the second is that of the smaller budget. On a full scale a flat line says
+# nothing, so that verdict is undecided. The size of the nearest example has no such scale, so its verdict is the one to
+# trust if the others are void.
 #
 # ## The price of adversarial training in data
 

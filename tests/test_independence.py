@@ -99,7 +99,7 @@ def book(change=None, *, recipes=RECIPES, nets=("cnn", "mlp"), sizes=SIZES[::2])
     """
     rows = []
     for network, recipe, n in itertools.product(nets, recipes, sizes):
-        standard = {ERROR: 10 * ERRORS[recipe] / n**0.5, SIZE: 1.5, PAPER: SUCCESS[recipe], STRONG: 1.0}
+        standard = {ERROR: 10 * ERRORS[recipe] / n**0.5, SIZE: 1.5, PAPER: SUCCESS[recipe], STRONG: 0.94}
         standard |= {SMALL: 0.8 * SUCCESS[recipe]}
         for quantity, rate in standard.items():
             other = change(quantity, network, recipe, n) if change else None
@@ -260,8 +260,8 @@ def labelled(verdicts, nets=("cnn", "mlp")):
     """A short name -> verdict, in their order."""
     names = [
         *(f"flat {kind} {network}" for network in nets for kind in ("paper", "strong", "small", "size")),
-        "all flat paper",
-        "all flat small",
+        # not beside normal training alone, of which they would say the same again
+        *(("all flat paper", "all flat small") if any("every recipe" in v.claim for v in verdicts) else ()),
         "data",
         "price",
         "fooled paper",
@@ -351,10 +351,18 @@ def test_verdicts_say_which_attack_they_rest_on_and_keep_their_thresholds():
     assert len(set(shown)) == len(shown), "a reader can tell them apart"
 
 
-def test_a_rate_that_is_one_everywhere_is_flat_so_the_smaller_budget_is_judged_too():
-    found = outcomes(book(where(SMALL, "normal")(RISING)))
-    assert found["flat strong cnn"] == "supported"
-    assert found["flat small cnn"] == "not supported"
+@pytest.mark.parametrize(("rate", "void"), [(0.96, "above 0.95"), (0.04, "below 0.05"), (0.94, ""), (0.06, "")])
+def test_a_range_of_rates_that_are_all_near_one_or_zero_decides_nothing(rate, void):
+    found = labelled(Independence.verdicts(book(where(STRONG, "normal")(lambda n: rate), nets=("cnn",))), ("cnn",))
+    verdict = found["flat strong cnn"]
+    assert void in verdict.void
+    assert verdict.outcome == ("undecided" if void else "supported")
+
+
+def test_one_rate_that_is_not_near_one_is_enough_to_decide():
+    change = where(STRONG, "normal")(lambda n: 0.8 if n == 100 else 1.0)
+    found = labelled(Independence.verdicts(book(change, nets=("cnn",))), ("cnn",))
+    assert found["flat strong cnn"].outcome == "not supported"
 
 
 def test_recipes_that_see_regular_examples_are_no_part_of_the_claim():
@@ -370,7 +378,7 @@ def expected(recipes, nets, sizes):
         if "normal" in recipes and two:
             found |= {f"flat {kind} {network}" for kind in ("paper", "strong", "small", "size")}
     if "cnn" in nets:
-        if two and {"normal", "on_manifold"} & set(recipes):
+        if two and "on_manifold" in recipes:
             found |= {"all flat paper", "all flat small"}
         if {"normal", "adversarial"} <= set(recipes) and max(sizes) >= 4 * min(sizes):
             found.add("data")
@@ -536,7 +544,6 @@ def test_rows_of_linear_classifiers_agree_with_what_fools_them(linear):
     assert pooled(rows, SIZE) >= 0.999 * np.mean(first)
 
 
-@pytest.mark.xfail(strict=True, reason="60 steps of .02 hardly move a pixel that is 0 or 1")
 def test_the_nearest_example_of_a_linear_classifier_is_found_to_a_fifth(linear):
     p, rows = computed(seeds=1, cw_steps=1)
     setting = p.load()

@@ -79,6 +79,14 @@ def test_a_verdict_of_at_most_says_so():
     assert "is at most 0.1, *not supported* if all of it is more" in text
 
 
+def test_a_void_verdict_is_undecided_and_says_why():
+    v = Verdict(CLAIM, "range", 0.0, 0.0, 0.0, 0.1, at_most=True, void="every rate is above 0.95")
+    assert v.outcome == "undecided"
+    assert "Here it is undecided because every rate is above 0.95." in pages.verdict(v).data
+    ((_, cell, _, _),) = table_of(pages.verdict_table([("run", "04", v)]).data)[1]
+    assert cell.endswith("threshold: at most 0.1; every rate is above 0.95")
+
+
 def test_a_table_of_verdicts_has_a_line_a_claim_and_run():
     lines = [(f"run {i}", "01_chapter", v) for i, v in enumerate(VERDICTS.values())]
     head, body = table_of(pages.verdict_table(lines).data)

@@ -16,11 +16,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from advbook import fonts, metrics, networks
-from advbook.attacks.apgd import apgd
+from advbook.attacks.apgd import apgd, apgd_latent
 from advbook.attacks.objectives import dlr, log_odds
-from advbook.attacks.pgd import Attack, attack
+from advbook.attacks.pgd import Attack
 from advbook.attacks.spaces import Latent
-from advbook.attacks.steps import halving
 from advbook.experiments import Axis, Parameters
 from advbook.experiments.recipes import Budgets, Recipe, classifiers
 from advbook.experiments.setting import Setting, Subset, load
@@ -110,10 +109,7 @@ def strong(
     for index, objective in enumerate((log_odds, dlr)):
         generator = torch.Generator().manual_seed(2 * seed + index)
         if isinstance(x, Latent):
-            found = attack(
-                f, x, y, x.z, start=lambda like, random: eps * x.norm.shell(like, random),
-                rule=halving(2 * eps, x.norm.direction, steps), objective=objective, generator=generator, **options,
-            )  # fmt: skip
+            found = apgd_latent(f, x, y, objective=objective, generator=generator, **options)
         else:
             found = apgd(f, x, y, eps=eps, objective=objective, generator=generator, **options)
         won.append(found.success)
