@@ -275,6 +275,13 @@ def test_without_a_value_nothing_is_decided(at_most):
     assert Verdict("claim", "statistic", math.nan, 2, 3, threshold=1.0, at_most=at_most).outcome == "undecided"
 
 
+@pytest.mark.parametrize(("low", "high"), [(1.1, 1.3), (0.7, 0.9), (0.9, 1.1)])
+@pytest.mark.parametrize("at_most", [False, True])
+def test_where_the_statistic_can_tell_nothing_the_verdict_is_undecided(low, high, at_most):
+    verdict = Verdict("claim", "statistic", 1.0, low, high, 1.0, at_most=at_most, void="every rate is 1")
+    assert verdict.outcome == "undecided"
+
+
 def test_counts_of_known_values():
     edges = np.array([0.0, 1, 2, 3])
     assert counts(np.array([0, 0.5, 1, 2.5, 3, np.nan, -7, 99]), edges) == [3, 1, 3]

@@ -239,8 +239,9 @@ def test_a_papers_values_say_where_they_stand(chapter):
     for name, entry in pages.paper_values(chapter).items():
         if not isinstance(entry, dict):  # from the paper's own text: words, or a setting
             continue
-        rates = entry.get("rates", {name: [entry.get("value")]})
-        assert all(isinstance(value, float) for values in rates.values() for value in values), name
+        rates = entry.get("rates", {key: [entry[key]] for key in ("value", "least", "most") if key in entry})
+        assert rates, name
+        assert all(isinstance(value, int | float) for values in rates.values() for value in values), name
         assert len({len(values) for values in rates.values()}) == 1, name
         assert len(entry["source"].split()) >= 3, name
 
