@@ -1,6 +1,7 @@
 """advbook.experiments.grid: points and their row files, what is refused, and rates with intervals from rows."""
 
 import json
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import nn
 from toys import seeded
 
 from advbook import fonts, ledger, metrics
+from advbook.attacks.objectives import log_odds
 from advbook.attacks.pgd import Attack
 from advbook.attacks.spaces import Latent
 from advbook.experiments import ParameterError, Result, grid
@@ -310,6 +312,28 @@ def test_the_strong_attack_fools_linear_networks_exactly_where_it_can(latent):
     assert 5 < possible.sum() < 35
     assert torch.equal(won[0], possible)
     assert 2 < forwards <= 2 * 11
+
+
+@pytest.mark.parametrize("latent", [False, True], ids=["pixels", "latents"])
+def test_the_strong_attack_wins_where_either_objective_does_and_counts_both(latent, monkeypatch):
+    drawn = []
+
+    def planted(f, x, y, *, objective, generator, restarts, **options):
+        drawn.append(float(torch.rand(1, generator=generator)))
+        first = objective is log_odds
+        assert (restarts, options["steps"], options.get("eps", 0.2)) == (1, 7, 0.2)
+        return SimpleNamespace(success=torch.tensor([[[first, False, not first]]]), forwards=8.0 if first else 4.0)
+
+    monkeypatch.setattr(grid, "apgd", planted)
+    monkeypatch.setattr(grid, "apgd_latent", planted)
+    x, free = torch.zeros(3, 4), torch.ones(4)
+    space = Latent(x, lambda z: z, (), -free, free, 0.2)
+    won, forwards = grid.strong(
+        None, space if latent else x, torch.zeros(3), eps=0.2, steps=7, draft=None, label="strong", seed=1
+    )
+    assert won.tolist() == [[[True, False, True]]]
+    assert forwards == 12
+    assert len(set(drawn)) == 2, "each objective has starts of its own"
 
 
 # --- rates from rows ------------------------------------------------------------------------------------------

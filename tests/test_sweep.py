@@ -243,7 +243,7 @@ def test_a_full_disk_leaves_rows_whole_or_absent_and_the_others_go_on(fresh, tmp
 
     (tree.root / "full-2").unlink()
     tree.make("sweep", profile="toy")
-    assert computed(tree) == [("normal", 1), ("normal", 2), ("normal", 3), ("normal", 2)]
+    assert sorted(computed(tree)) == [("normal", 1), ("normal", 2), ("normal", 2), ("normal", 3)]
 
 
 def test_threads_of_a_point(fresh, tmp_path):
