@@ -55,7 +55,7 @@ def test_the_chapter_says_what_was_computed(html):
 
 def test_the_claims_page_shows_this_builds_verdicts(html):
     text = re.sub(r"<[^>]*>", " ", (html / "book" / "chapters" / "claims.html").read_text())
-    assert text.count("FONTS, N = 100 (first rows), 2 networks, 20 images") == 2
+    assert text.count("FONTS, N = 100 (first rows), 2 networks a point, 20 images") == 2
 
 
 @pytest.mark.browser
