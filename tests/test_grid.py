@@ -84,7 +84,7 @@ def test_a_point_names_a_single_value_of_each_axis():
 
 def test_a_value_alone_is_a_list_of_one_and_a_grid_is_no_point():
     assert Demo.of({"N": 250}) == Demo.of({"N": [250]})
-    with pytest.raises(ValueError, match="too many values"):
+    with pytest.raises(ValueError, match=r"N = \[250, 500\] is a grid"):
         Demo.of({"N": [250, 500]}).point()
 
 

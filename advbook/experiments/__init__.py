@@ -101,8 +101,9 @@ class Parameters(BaseModel):
         """
         given = self.model_dump(exclude={"device", "profile"})
         for name, single in self.axes.items():
-            (value,) = given.pop(name)
-            given[single] = value
+            if len(given[name]) != 1:
+                raise ValueError(f"Parameter {name.upper()} = {given[name]!r} is a grid; a point has one value.")
+            (given[single],) = given.pop(name)
         return given
 
     def injected(self) -> dict[str, Any]:

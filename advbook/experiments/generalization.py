@@ -105,13 +105,17 @@ class GeneralizationLink(Grid):
 
 
 def correlation(found: Rates) -> np.ndarray:
-    """Pearson's correlation of the second quantity with the first over points: [1 + R]; NaN for fewer than 3 points."""
+    """Pearson's correlation of the second quantity with the first over points: [1 + R].
+
+    NaN for fewer than 3 points, and where either does not vary.
+    """
     error, success = found.draws
     if len(error) < 3:
         return np.array([np.nan])
     a, b = error - error.mean(0), success - success.mean(0)
+    varies = (np.abs(a).max(0) > 1e-9) & (np.abs(b).max(0) > 1e-9)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((a * b).sum(0) / np.sqrt((a**2).sum(0) * (b**2).sum(0)))
+        return np.where(varies, (a * b).sum(0) / np.sqrt((a**2).sum(0) * (b**2).sum(0)), np.nan)
 
 
 def slope(found: Rates) -> np.ndarray:
@@ -154,4 +158,5 @@ def gains(rows: pd.DataFrame, recipe: str = "on_manifold") -> pd.DataFrame:
                 for end, v in zip(("", "_low", "_high"), three, strict=True)
             }
             lines.append({"over": over, "n": n, **ends})
-    return pd.DataFrame(lines)
+    names = [f"{name}{end}" for name in ("gain", "cut") for end in ("", "_low", "_high")]
+    return pd.DataFrame(lines, columns=["over", "n", *names])

@@ -7,12 +7,12 @@ computed from rows alone, published ones too.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from advbook import fonts, metrics, networks
@@ -53,21 +53,14 @@ class Grid(Parameters):
     restarts: int = Field(2, ge=1, le=100, description="restarts of the paper's attacks")
     strong_steps: int = Field(50, ge=1, le=10_000, description="steps of Auto-PGD, for each of its two objectives")
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.images + self.test_images > fonts.TEST_ROWS:
-            raise ValueError(
-                f"Parameter TEST_IMAGES = {self.test_images} is not allowed: with {self.images} attacked images that "
-                f"is more than the {fonts.TEST_ROWS:,} test images of FONTS."
-            )
-        return self
-
     def check_data(self) -> None:
         """FONTS ships with the package."""
 
     def larger(self) -> dict[str, Any]:
-        """Twice the largest N as a point more."""
-        return {"N": [*self.n, 2 * max(self.n)] if 2 * max(self.n) <= fonts.TRAIN_ROWS else self.n}
+        """Twice the largest N as a point more, or, if there are not so many images, twice the networks."""
+        if 2 * max(self.n) <= fonts.TRAIN_ROWS:
+            return {"N": [*self.n, 2 * max(self.n)]}
+        return {"SEEDS": 2 * self.seeds}
 
     def load(self) -> Setting:
         """The images of a point, on its device."""

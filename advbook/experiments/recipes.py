@@ -44,7 +44,8 @@ TITLES: dict[Recipe, str] = {
     "dial_25": "combined, 1 : 3",
     "dial_75": "combined, 3 : 1",
 }
-# The share d of the regular part in the adversarial loss, from on-manifold training to adversarial training.
+# The share d of the regular part in the adversarial loss, from on-manifold training to adversarial training. The ends
+# are these recipes as published: there the adversarial half weighs as much as the clean one, between them twice that.
 DIAL: dict[Recipe, float] = {"on_manifold": 0, "dial_25": 0.25, "combined": 0.5, "dial_75": 0.75, "adversarial": 1}
 
 
@@ -108,8 +109,8 @@ def classifiers(
 ) -> list[nn.Sequential]:
     """The trained networks of seeds 0, 1, ..., batch norm folded; from the store where they are.
 
-    data: data set, subset and N, which name the setting's training images. Members of all recipes start from the same
-    weights and see the same orders.
+    data: data set, subset and N, which name the setting's training images. A seed's members of all recipes start from
+    the same weights.
     """
     device, budgets = setting.x.device, budgets or Budgets()
     fast = network == "cnn" and bfloat16_is_fast(device)
@@ -171,7 +172,7 @@ def _transformed(x: Tensor, eta: float, adversary: Adversary | None) -> Perturbe
 def _transformed_about_zero(x: Tensor, eta: float) -> Perturbed:
     """Random transformations as the released code draws them: about zero, where the scale of the identity is 1.
 
-    The box then holds the scale at its lower bound, always.
+    The box then holds the scale at its lower bound, if eta is less than that.
     """
     low, high = transform.box("fonts", x.device)
     free = torch.full_like(low, torch.inf)
