@@ -62,10 +62,17 @@ Job.cleanup = forget
 
 localrules:
     pages,
+    site,
     sweep,
 
 
 rule pages:
+    input:
+        "_build/advbook-site.zip",
+        SHOWN.values(),  # a row that is gone is computed again although its page is there
+
+
+rule site:
     input:
         expand("book/chapters/{page}.ipynb", page=chapters.PAGES),
         PROSE,

@@ -310,7 +310,8 @@ def site(tmp_path_factory) -> Path:
             continue
         (folder / "nbs" / f"{stem}.py").write_text("# %% [markdown]\n# # A chapter\n")
         first = stem.startswith("01_")
-        cells = chapter_cells(stem) if first else [nbformat.v4.new_markdown_cell(f"# Page {stem}\n\nText.")]
+        source = f"Download {{download}}`the source <../../nbs/{stem}.py>`." if stem[0].isdigit() else ""
+        cells = chapter_cells(stem) if first else [nbformat.v4.new_markdown_cell(f"# A page\n\nText. {source}")]
         execute(cells, folder / f"{name}.ipynb")
     result = build(folder)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]

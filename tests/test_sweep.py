@@ -63,6 +63,17 @@ def test_a_second_start_has_nothing_to_do(built):
     assert files(built, ".advbook/**/*", "_build/**/*", "book/chapters/*") == before
 
 
+def test_a_row_that_is_gone_is_computed_again_and_its_pages_drawn(built):
+    (row,) = built.root.glob(f".advbook/rows/{CHAPTER}/*.json")
+    aside = row.rename(row.with_suffix(".aside"))
+    try:
+        output = built.make("pages", extra="-n")
+    finally:
+        aside.rename(row)
+    jobs = dict(re.findall(r"^(\w+) +(\d+)$", output, re.MULTILINE))
+    assert jobs == {f"rows_{CHAPTER}": "1", "chapter": "2", "site": "1", "pages": "1", "total": "5"}
+
+
 def test_killed_twice_it_ends_with_the_same_rows(fresh, built, tmp_path):
     tree = fresh.clone(tmp_path / "book")
     command = tree.snakemake(PAGE)
@@ -193,11 +204,15 @@ def test_a_page_gets_its_grid_from_one_kernel_and_only_what_is_missing(fresh, tm
     assert (tree.root / TOY_PAGE).is_file()
 
     # One row is gone, and only that is computed; a sweep takes the one point that is on no page.
-    (gone,) = (name for name, row in tree.rows().items() if (row["about"]["recipe"], row["about"]["n"]) == ("other", 2))
-    (tree.root / ".advbook" / "rows" / TOY / gone).unlink()
-    tree.make(TOY_PAGE, profile="toy")
-    tree.make("sweep", profile="toy")
+    (name,) = (name for name, row in tree.rows().items() if (row["about"]["recipe"], row["about"]["n"]) == ("other", 2))
+    gone = tree.root / ".advbook" / "rows" / TOY / name
+    gone.unlink()
+    tree.make(str(gone), profile="toy", cores=2)
+    tree.make("sweep", "THREADS=1", profile="toy", cores=2)
     assert computed(tree)[4:] == [("other", 2), ("normal", 7)]
+    devices = {(row["about"]["recipe"], row["about"]["n"]): row["about"]["device"] for row in tree.rows().values()}
+    assert devices["other", 2] == "CPU, 2 threads"
+    assert devices["normal", 7] == "CPU, 1 threads"
 
 
 def test_a_page_that_could_not_be_drawn_stays_as_it_was_and_is_drawn_next_time(fresh, tmp_path):
@@ -244,14 +259,6 @@ def test_a_full_disk_leaves_rows_whole_or_absent_and_the_others_go_on(fresh, tmp
     (tree.root / "full-2").unlink()
     tree.make("sweep", profile="toy")
     assert sorted(computed(tree)) == [("normal", 1), ("normal", 2), ("normal", 2), ("normal", 3)]
-
-
-def test_threads_of_a_point(fresh, tmp_path):
-    tree = toy_book(fresh, tmp_path / "book", "[{N: [1]}, {N: [2]}]")
-    tree.make(TOY_PAGE, profile="toy", cores=2)
-    tree.make("sweep", "THREADS=1", profile="toy", cores=2)
-    devices = {row["about"]["n"]: row["about"]["device"] for row in tree.rows().values()}
-    assert devices == {1: "CPU, 2 threads", 2: "CPU, 1 threads"}
 
 
 # --- a sweep is killed ----------------------------------------------------------------------------------------
