@@ -4,29 +4,26 @@ A file is looked for in the folder that the environment variable ADVBOOK_DATA na
 then downloaded into the cache, from several mirrors in turn. Its sha256 is checked each time, before anything
 parses it.
 
-A new data set is one more entry of `DATASETS`; a new format is one more function from verified bytes to
-arrays.
+A new data set is one more entry of data/datasets.yml; a new format is one more function of `advbook.formats`.
 """
 
 import argparse
 import difflib
-import gzip
 import hashlib
 import math
 import os
-import struct
 import sys
-import zipfile
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
 import pooch
 import torch
+import yaml
 from filelock import FileLock
 from numpy.typing import NDArray
 from requests import ConnectionError as NoConnection
@@ -34,14 +31,13 @@ from requests import HTTPError, RequestException, Response, Timeout
 from torch import Tensor
 from tqdm import tqdm
 
-from advbook import files
+from advbook import files, formats
+from advbook.formats import Reader, Uint8s
 
 TIMEOUT = 15.0  # seconds without an answer until the next mirror is tried
 CHUNK = 1 << 16  # bytes
 
-Uint8s = NDArray[np.uint8]
 T = TypeVar("T")
-Reader = Callable[[Sequence[bytes]], tuple[Uint8s, Uint8s]]
 
 
 class MissingData(FileNotFoundError):
@@ -79,8 +75,9 @@ class Dataset:
     """What there is to know about a data set without reading it.
 
     `read` turns the verified files of a split into uint8 images [N, C, H, W] and labels [N]. `mirrors` are
-    addresses to which a file's name is appended. Where `archive` is set, the mirrors have this zip instead of
-    the single files; a file's name inside it is its path relative to the folder of the zip.
+    addresses to which a file's name is appended; a data set without one cannot be fetched. Where `archive` is set,
+    the mirrors have this zip or tar file instead of the single files; a file's name inside it is its path relative to
+    the folder of the archive. `note`: what else a person must know to whom the data set is missing.
     """
 
     title: str
@@ -89,11 +86,38 @@ class Dataset:
     read: Reader
     mirrors: tuple[str, ...]
     archive: File | None = None
+    note: str = ""
 
     @property
     def files(self) -> tuple[File, ...]:
         """All files of all splits."""
         return tuple(file for part in self.splits.values() for file in part.files)
+
+
+@dataclass(frozen=True)
+class Corrupted:
+    """What there is to know about a published set of corruptions of a test set.
+
+    `clean` names the data set whose test images were corrupted, `count` of them at each of `severities` severities, one
+    after the other; `shape`: [H, W, C] of one image. `images` and `labels` are the paths of .npy files, in the data
+    folder as in the `archive`, with {corruption} for its name. Only the archive has a published `sha256`.
+    """
+
+    title: str
+    clean: str
+    count: int
+    severities: int
+    shape: tuple[int, ...]
+    images: str
+    labels: str
+    archive: str
+    sha256: str
+    mirror: str
+    corruptions: tuple[str, ...]
+
+    def paths(self, corruption: str) -> tuple[str, str]:
+        """The files of the images and of the labels."""
+        return self.images.format(corruption=corruption), self.labels.format(corruption=corruption)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,243 +135,41 @@ class Images:
     source: str
 
 
-# --- the idx format -----------------------------------------------------------------------------------------
-
-
-def parse_idx(raw: bytes) -> Uint8s:
-    """Read an array of unsigned bytes in idx format, as MNIST is published.
-
-    The format: two zero bytes, the code of the type (8: unsigned byte), the number of dimensions, each
-    dimension as a big-endian 32-bit integer, then the values. Raises ValueError for anything else.
-    """
-    if len(raw) < 4 or raw[:2] != b"\0\0":
-        raise ValueError(f"idx data must begin with two zero bytes, a type and a rank; got {raw[:4]!r}")
-    code, rank = raw[2], raw[3]
-    if code != 8:
-        raise ValueError(f"idx type code is {code:#04x}; only 0x08 (unsigned byte) is read here")
-    if not 1 <= rank <= 4:
-        raise ValueError(f"idx data has {rank} dimensions; allowed are 1 to 4")
-    start = 4 + 4 * rank
-    if len(raw) < start:
-        raise ValueError(f"idx header ends after {len(raw)} bytes; {rank} dimensions need {start}")
-    shape = struct.unpack(f">{rank}I", raw[4:start])
-    if 0 in shape or math.prod(shape) != len(raw) - start:
-        raise ValueError(f"idx header says {shape}; {len(raw) - start} values follow")
-    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
-
-
-def gunzip(raw: bytes) -> bytes:
-    """Unpack gzip data. Raises ValueError where it is truncated or damaged."""
-    try:
-        return gzip.decompress(raw)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"gzip data of {len(raw)} bytes is truncated or damaged: {error}") from error
-
-
-def read_idx(files: Sequence[bytes]) -> tuple[Uint8s, Uint8s]:
-    """Read an image file and a label file: [N, 1, H, W] and [N], uint8. Raises ValueError on other data."""
-    images, labels = (parse_idx(gunzip(raw)) for raw in files)
-    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
-        raise ValueError(
-            f"idx images must be [N, H, W] and labels [N]; got {list(images.shape)} and {list(labels.shape)}"
-        )
-    return images[:, None], labels
-
-
-def read_emnist(files: Sequence[bytes]) -> tuple[Uint8s, Uint8s]:
-    """Read idx files of EMNIST, which stores x before y: the images are transposed to stand upright."""
-    images, labels = read_idx(files)
-    return images.swapaxes(2, 3), labels  # [N, 1, W, H] -> [N, 1, H, W]
-
-
 # --- the data sets ------------------------------------------------------------------------------------------
 
-DIGITS = tuple("0123456789")
-
-EMNIST_MIRRORS = (
-    "https://biometrics.nist.gov/cs_links/EMNIST/",
-    "http://www.itl.nist.gov/iaui/vip/cs_links/EMNIST/",
-)
-EMNIST_ZIP = File(
-    "EMNIST/gzip.zip",
-    561_753_746,
-    "fb9bb67e33772a9cc0b895e4ecf36d2cf35be8b709693c3564cea2a019fcda8e",
-)
-
-DATASETS: dict[str, Dataset] = {
-    "mnist": Dataset(
-        title="MNIST",
-        classes=DIGITS,
-        splits={
-            "train": Split(
-                60_000,
-                (
-                    File(
-                        "MNIST/raw/train-images-idx3-ubyte.gz",
-                        9_912_422,
-                        "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-                    ),
-                    File(
-                        "MNIST/raw/train-labels-idx1-ubyte.gz",
-                        28_881,
-                        "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-                    ),
-                ),
-            ),
-            "test": Split(
-                10_000,
-                (
-                    File(
-                        "MNIST/raw/t10k-images-idx3-ubyte.gz",
-                        1_648_877,
-                        "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-                    ),
-                    File(
-                        "MNIST/raw/t10k-labels-idx1-ubyte.gz",
-                        4_542,
-                        "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-                    ),
-                ),
-            ),
-        },
-        read=read_idx,
-        mirrors=(
-            "https://ossci-datasets.s3.amazonaws.com/mnist/",
-            "https://storage.googleapis.com/cvdf-datasets/mnist/",
-            "http://yann.lecun.com/exdb/mnist/",
-        ),
-    ),
-    "fashion_mnist": Dataset(
-        title="Fashion-MNIST",
-        classes=(
-            "T-shirt/top",
-            "Trouser",
-            "Pullover",
-            "Dress",
-            "Coat",
-            "Sandal",
-            "Shirt",
-            "Sneaker",
-            "Bag",
-            "Ankle boot",
-        ),
-        splits={
-            "train": Split(
-                60_000,
-                (
-                    File(
-                        "FashionMNIST/raw/train-images-idx3-ubyte.gz",
-                        26_421_880,
-                        "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-                    ),
-                    File(
-                        "FashionMNIST/raw/train-labels-idx1-ubyte.gz",
-                        29_515,
-                        "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-                    ),
-                ),
-            ),
-            "test": Split(
-                10_000,
-                (
-                    File(
-                        "FashionMNIST/raw/t10k-images-idx3-ubyte.gz",
-                        4_422_102,
-                        "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-                    ),
-                    File(
-                        "FashionMNIST/raw/t10k-labels-idx1-ubyte.gz",
-                        5_148,
-                        "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-                    ),
-                ),
-            ),
-        },
-        read=read_idx,
-        mirrors=(
-            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-            "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
-        ),
-    ),
-    "emnist": Dataset(
-        title="EMNIST digits",
-        classes=DIGITS,
-        splits={
-            "train": Split(
-                240_000,
-                (
-                    File(
-                        "EMNIST/gzip/emnist-digits-train-images-idx3-ubyte.gz",
-                        59_515_779,
-                        "f7c95004d14d81af89522e67d8f0c781dfb3bd544181c81bfe1eb6b41c35b726",
-                    ),
-                    File(
-                        "EMNIST/gzip/emnist-digits-train-labels-idx1-ubyte.gz",
-                        113_859,
-                        "6638a6ff5fe2eefd9cca2471995b46c82986b8e4b2a70d2f5ce8e05d7edb319e",
-                    ),
-                ),
-            ),
-            "test": Split(
-                40_000,
-                (
-                    File(
-                        "EMNIST/gzip/emnist-digits-test-images-idx3-ubyte.gz",
-                        9_908_519,
-                        "20ebe43509264f7639d37c835a3f0b009e90b29e00a099a03101abe1644a3f63",
-                    ),
-                    File(
-                        "EMNIST/gzip/emnist-digits-test-labels-idx1-ubyte.gz",
-                        19_960,
-                        "bad1834c45d5988e270b99d43b13edc3fd898f658ffbc2caf2846ef27f7b05b0",
-                    ),
-                ),
-            ),
-        },
-        read=read_emnist,
-        mirrors=EMNIST_MIRRORS,
-        archive=EMNIST_ZIP,
-    ),
-    "emnist_mnist": Dataset(
-        title="EMNIST mnist split",
-        classes=DIGITS,
-        splits={
-            "train": Split(
-                60_000,
-                (
-                    File(
-                        "EMNIST/gzip/emnist-mnist-train-images-idx3-ubyte.gz",
-                        14_873_795,
-                        "5f9942f441031c0f1f2e4d162059fd6e19ea808b34c328b6d16cab0ed24c78f2",
-                    ),
-                    File(
-                        "EMNIST/gzip/emnist-mnist-train-labels-idx1-ubyte.gz",
-                        29_480,
-                        "00c6d3c2342fdffb1711e0b5656cac4ce5862d2826399d383a9bac07d612e9f8",
-                    ),
-                ),
-            ),
-            "test": Split(
-                10_000,
-                (
-                    File(
-                        "EMNIST/gzip/emnist-mnist-test-images-idx3-ubyte.gz",
-                        2_484_884,
-                        "b25640fa9e356c618132f5df347c95ef5bae6d9c2596be1de40f7e0ae1c3eac6",
-                    ),
-                    File(
-                        "EMNIST/gzip/emnist-mnist-test-labels-idx1-ubyte.gz",
-                        5_144,
-                        "bcc5385d38f083dba046f5f756e99b32f5ea7fad122c6243c71c2239873065ca",
-                    ),
-                ),
-            ),
-        },
-        read=read_emnist,
-        mirrors=EMNIST_MIRRORS,
-        archive=EMNIST_ZIP,
-    ),
+READERS: dict[str, Reader] = {
+    "idx": formats.read_idx,
+    "emnist": formats.read_emnist,
+    "cifar10": formats.read_cifar10,
+    "cifar100": formats.read_cifar100,
+    "svhn": formats.read_svhn,
 }
+TABLE: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "data" / "datasets.yml").read_text(encoding="utf-8"))
+
+
+def _dataset(entry: dict[str, Any]) -> Dataset:
+    splits = {
+        name: Split(part["count"], tuple(File(**file) for file in part["files"]))
+        for name, part in entry["splits"].items()
+    }
+    return Dataset(
+        title=entry["title"],
+        classes=tuple(entry["classes"]),
+        splits=splits,
+        read=READERS[entry["read"]],
+        mirrors=tuple(entry["mirrors"]),
+        archive=File(**entry["archive"]) if "archive" in entry else None,
+        note=entry.get("note", ""),
+    )
+
+
+def _corrupted(entry: dict[str, Any]) -> Corrupted:
+    lists = {key: tuple(entry[key]) for key in ("shape", "corruptions")}
+    return Corrupted(**{**entry, **lists})
+
+
+DATASETS: dict[str, Dataset] = {name: _dataset(entry) for name, entry in TABLE["datasets"].items()}
+CORRUPTED: dict[str, Corrupted] = {name: _corrupted(entry) for name, entry in TABLE["corrupted"].items()}
 
 
 # --- looking up, verifying, fetching ------------------------------------------------------------------------
@@ -360,6 +182,11 @@ class _Places:
     given: Path | None
     label: str  # how an error names the user's folder
     cache: Path
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Both, in the order in which they are searched."""
+        return (self.cache,) if self.given is None else (self.given, self.cache)
 
 
 def _places(root: Path | None) -> _Places:
@@ -394,17 +221,31 @@ def _bytes(name: str, file: File, places: _Places, download: bool) -> bytes:
     if places.given is not None and (places.given / file.path).exists():
         raw = _intact(places.given, file)
         if raw is None:  # what the user put there is never replaced behind their back
-            raise DamagedData(
-                f"{file.path} in {places.label} is damaged or is not the published file ({file.size} bytes, "
-                f"sha256 {file.sha256[:8]}...): replace it, or remove it to use the cache or a download"
-            )
+            raise _not_ours(name, file, places.given, places.label)
         return raw
     raw = _intact(places.cache, file)
     if raw is not None:
         return raw
+    if not DATASETS[name].mirrors:
+        raise _missing(name, file, places, "")
     if not download:
         raise _missing(name, file, places, "downloading was not allowed")
     return _fetch(name, file, places)
+
+
+def _not_ours(name: str, file: File, folder: Path, label: str) -> DamagedData:
+    """What to say of a file that is not the published one: it may be that of another data set with the same paths."""
+    for owner, dataset in DATASETS.items():
+        for other in dataset.files:
+            if other.path == file.path and other != file and _intact(folder, other) is not None:
+                return DamagedData(
+                    f"{file.path} in {label} belongs to {owner} ({dataset.title}), not to {name}: "
+                    f"use DATASET={owner}, or put all files of {name} in place of those, or remove those"
+                )
+    return DamagedData(
+        f"{file.path} in {label} is damaged or is not the published file ({file.size} bytes, "
+        f"sha256 {file.sha256[:8]}...): replace it, or remove it to use the cache or a download"
+    )
 
 
 def _read(name: str, split: str, places: _Places, download: bool) -> tuple[Uint8s, Uint8s]:
@@ -419,12 +260,15 @@ def _read(name: str, split: str, places: _Places, download: bool) -> tuple[Uint8
 
 def _missing(name: str, file: File, places: _Places, why: str) -> MissingData:
     dataset = DATASETS[name]
+    nowhere = f"{name}: {file.path} is neither in {places.label} nor intact in the cache {places.cache}"
+    if not dataset.mirrors:
+        return MissingData(f"{nowhere}, and {name} cannot be fetched: {dataset.note}")
     wanted = dataset.archive or file
     folder = PurePosixPath(wanted.path).parent
     names = wanted.name if dataset.archive else ", ".join(file.name for file in dataset.files)
-    verb = "unzip" if dataset.archive else "put"
+    verb = "put" if dataset.archive is None else "unzip" if wanted.name.endswith(".zip") else "unpack"
     return MissingData(
-        f"{name}: {file.path} is neither in {places.label} nor intact in the cache {places.cache} ({why}); "
+        f"{nowhere} ({why}); "
         f"with a network, run `python -m advbook.datasets fetch {name}`; "
         f"by hand, set ADVBOOK_DATA to a folder and, into {folder} there, {verb} {names} "
         f"from {dataset.mirrors[0]}"
@@ -454,7 +298,7 @@ def _fetch(name: str, file: File, places: _Places) -> bytes:
 
 
 def _download(dataset: Dataset, file: File, cache: Path) -> list[str]:
-    """Try the mirrors in turn until one gives the file, or its zip; return why those before it did not."""
+    """Try the mirrors in turn until one gives the file, or its archive; return why those before it did not."""
     wanted = dataset.archive or file
     target = cache / wanted.path
     for stray in target.parent.rglob("tmp*"):  # left by a killed download; under the lock nobody else writes
@@ -502,7 +346,7 @@ def _reason(error: Exception) -> str:
 
 
 def _members(archive: File) -> dict[str, File]:
-    """The files of all data sets that lie in this zip, by the name they have in it."""
+    """The files of all data sets that lie in this archive, by the name they have in it."""
     folder = PurePosixPath(archive.path).parent
     return {
         str(PurePosixPath(file.path).relative_to(folder)): file
@@ -513,17 +357,14 @@ def _members(archive: File) -> dict[str, File]:
 
 
 def _unpack(archive: Path, members: Mapping[str, File], folder: Path) -> None:
-    """Write the named members of a zip, and no others, below `folder`, each verified and in one step."""
+    """Write the named members of a zip or tar file, and no others, below `folder`, each verified and in one step."""
     try:
-        with zipfile.ZipFile(archive) as zipped:
-            for member, file in members.items():
-                with zipped.open(member) as stream:
-                    raw = stream.read(file.size + 1)  # no more, whatever size the zip declares
-                if hashlib.sha256(raw).hexdigest() != file.sha256:
-                    raise DamagedData(f"{member} in {archive.name} is not the published file (wrong sha256)")
-                files.write(folder / member, raw)
-    except (KeyError, zipfile.BadZipFile) as error:
-        raise DamagedData(f"{archive.name} cannot be unpacked: {error.args[0]}") from error
+        for member, raw in formats.members(archive, {name: file.size for name, file in members.items()}):
+            if hashlib.sha256(raw).hexdigest() != members[member].sha256:
+                raise DamagedData(f"{member} in {archive.name} is not the published file (wrong sha256)")
+            files.write(folder / member, raw)
+    except ValueError as error:
+        raise DamagedData(f"{archive.name} cannot be unpacked: {error}") from error
 
 
 # --- for the rest of the book -------------------------------------------------------------------------------
@@ -553,6 +394,18 @@ def available(name: str, root: Path | None = None) -> bool:
     return all(_ready(part, places) for part in dataset.splits.values())
 
 
+def _rows(n: int | None, count: int, what: str) -> int:
+    """How many images were asked for."""
+    rows = count if n is None else n
+    if not 1 <= rows <= count:
+        raise ValueError(f"n is {n}; {what} has {count} images, so it must be 1 to {count}")
+    return rows
+
+
+def _how_many(rows: int, count: int) -> str:
+    return f"{'all' if rows == count else f'first {rows} of'} {count} images"
+
+
 def load(
     name: str,
     split: str = "train",
@@ -570,9 +423,7 @@ def load(
     """
     dataset = _known("data set", name, DATASETS)
     part = _known(f"split of {name}", split, dataset.splits)
-    rows = part.count if n is None else n
-    if not 1 <= rows <= part.count:
-        raise ValueError(f"n is {n}; {name} {split} has {part.count} images, so it must be 1 to {part.count}")
+    rows = _rows(n, part.count, f"{name} {split}")
     x, y = _read(name, split, _places(root), download)
     return Images(
         x=torch.from_numpy(x[:rows].copy()).to(device).float().div_(255),  # [n, C, H, W]
@@ -580,9 +431,153 @@ def load(
         name=name,
         split=split,
         classes=dataset.classes,
-        source=f"{dataset.title} {split}, {'all' if rows == part.count else f'first {rows} of'} {part.count} "
-        f"images, sha256 {part.files[0].sha256[:8]}...",
+        source=f"{dataset.title} {split}, {_how_many(rows, part.count)}, sha256 {part.files[0].sha256[:8]}...",
     )
+
+
+# --- published corruptions ----------------------------------------------------------------------------------
+
+
+def corruptions_available(name: str, root: Path | None = None) -> tuple[str, ...]:
+    """The corruptions of mnist_c or cifar10_c whose files are at hand.
+
+    Judged by whether the archive is there, or by the sizes of the loose files. `root` stands in for ADVBOOK_DATA.
+    Raises ValueError if the name is unknown.
+    """
+    family = _known("set of corruptions", name, CORRUPTED)
+    try:
+        folders = _places(root).folders
+    except MissingData:
+        return ()
+    if any((folder / family.archive).is_file() for folder in folders):
+        return family.corruptions
+    return tuple(c for c in family.corruptions if any(_loose(family, c, folder) for folder in folders))
+
+
+def corrupted(
+    name: str,
+    corruption: str,
+    severity: int | None = None,
+    *,
+    n: int | None = None,
+    root: Path | None = None,
+    device: torch.device | str = "cpu",
+) -> Images:
+    """Load the first `n` images of a published corruption of a test set, in the order of that set, float32 in [0, 1].
+
+    name: "mnist_c" (Mu and Gilmer, 2019; one severity, so leave it out) or "cifar10_c" (Hendrycks and Dietterich, 2019;
+    severities 1 to 5). The files are those that the user has put into ADVBOOK_DATA (for which `root` stands in) or the
+    cache: the archive, which is verified by its sha256, or loose .npy files, of which no hash is published and only the
+    form is checked; `Images.source` says which. Raises ValueError for an unknown name or corruption and for a severity
+    or n that is not there, `MissingData` if there are no files, `DamagedData` if they are not what was published.
+    """
+    family = _known("set of corruptions", name, CORRUPTED)
+    _known(f"corruption of {name}", corruption, dict.fromkeys(family.corruptions))
+    first = _severity(name, family, severity) * family.count
+    rows = _rows(n, family.count, f"{name} {corruption}")
+    images, labels, how = _corrupted_bytes(name, family, corruption, _places(root))
+    x, y = _check_corrupted(name, family, corruption, images, labels)
+    chosen = slice(first, first + rows)
+    return Images(
+        x=torch.from_numpy(x[chosen].transpose(0, 3, 1, 2).copy()).to(device).float().div_(255),  # [n, C, H, W]
+        y=torch.from_numpy(y[chosen].astype(np.int64)).to(device),
+        name=name,
+        split="test",
+        classes=DATASETS[family.clean].classes,
+        source=f"{family.title} {corruption}{'' if severity is None else f' at severity {severity}'}, "
+        f"{_how_many(rows, family.count)}, {how}",
+    )
+
+
+def _severity(name: str, family: Corrupted, severity: int | None) -> int:
+    """How many severities come before this one in the files."""
+    if family.severities == 1:
+        if severity is not None:
+            raise ValueError(f"severity is {severity}; {name} was published at one severity, so it must be left out")
+        return 0
+    if severity is None or not 1 <= severity <= family.severities:
+        raise ValueError(f"severity is {severity}; {name} has severities 1 to {family.severities}")
+    return severity - 1
+
+
+def _limits(family: Corrupted) -> tuple[int, int]:
+    """How many bytes the files of the images and of the labels may have."""
+    total = family.severities * family.count
+    return total * math.prod(family.shape) + formats.NPY_HEADER, total * 8 + formats.NPY_HEADER
+
+
+def _loose(family: Corrupted, corruption: str, folder: Path) -> bool:
+    """Whether the loose files of a corruption are in this folder and can be what was published, by their sizes."""
+    pairs = zip(family.paths(corruption), _limits(family), strict=True)
+    sizes = [(folder / path, limit) for path, limit in pairs]
+    if not all(path.is_file() and path.stat().st_size <= limit for path, limit in sizes):
+        return False
+    images, limit = sizes[0]
+    return images.stat().st_size >= limit - formats.NPY_HEADER
+
+
+def _corrupted_bytes(name: str, family: Corrupted, corruption: str, places: _Places) -> tuple[bytes, bytes, str]:
+    """The files of the images and the labels, and how they were verified: the archive is preferred to loose files."""
+    paths = family.paths(corruption)
+    for folder in places.folders:
+        archive = folder / family.archive
+        if archive.is_file():
+            found = _from_archive(family, archive, paths)
+            return found[paths[0]], found[paths[1]], f"sha256 of {family.archive} {family.sha256[:8]}..."
+        if _loose(family, corruption, folder):
+            images, labels = ((folder / path).read_bytes() for path in paths)
+            return images, labels, "loose files, not verified by a hash"
+        if (folder / paths[0]).exists():
+            raise DamagedData(
+                f"{paths[0]} in {folder} is not the published file, or {paths[1]} is not beside it: "
+                f"put both there again, or {family.archive}"
+            )
+    raise MissingData(
+        f"{name}: neither {family.archive} nor {' with '.join(paths)} is in {places.label} or in the cache "
+        f"{places.cache}; {_by_hand(family)}"
+    )
+
+
+def _by_hand(family: Corrupted) -> str:
+    return f"put {family.archive} from {family.mirror} into the folder that ADVBOOK_DATA names, as it is or unpacked"
+
+
+def _from_archive(family: Corrupted, archive: Path, paths: Sequence[str]) -> dict[str, bytes]:
+    """These members of the archive, which is verified first."""
+    status = archive.stat()
+    if _sha256(archive, status.st_size, status.st_mtime_ns) != family.sha256:
+        raise DamagedData(f"{archive} is damaged or is not the published file (wrong sha256): replace or remove it")
+    try:
+        return dict(formats.members(archive, dict(zip(paths, _limits(family), strict=True))))
+    except ValueError as error:
+        raise DamagedData(f"{archive.name} cannot be unpacked: {error}") from error
+
+
+@lru_cache(maxsize=8)
+def _sha256(path: Path, size: int, changed: int) -> str:
+    """The sha256 of a large file, computed once as long as its size and time of change stay the same."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_corrupted(
+    name: str, family: Corrupted, corruption: str, images: bytes, labels: bytes
+) -> tuple[Uint8s, NDArray[np.integer[Any]]]:
+    """Parse both files and compare them with what was published: images [severities * count, H, W, C] and labels."""
+    total, classes = family.severities * family.count, len(DATASETS[family.clean].classes)
+    try:
+        x, y = formats.parse_npy(images), formats.parse_npy(labels)
+    except ValueError as error:
+        raise DamagedData(f"{name} {corruption}: {error}") from error
+    if x.dtype != np.uint8 or x.shape != (total, *family.shape):
+        raise DamagedData(
+            f"{name} {corruption} has images {list(x.shape)} of {x.dtype}, not {[total, *family.shape]} bytes"
+        )
+    if y.shape != (total,) or y.min() < 0 or y.max() >= classes:
+        raise DamagedData(
+            f"{name} {corruption} must have {total} labels from 0 to {classes - 1}; it has {list(y.shape)}"
+        )
+    return x.astype(np.uint8, copy=False), y
 
 
 # --- python -m advbook.datasets -----------------------------------------------------------------------------
@@ -595,6 +590,13 @@ def _list() -> None:
         counts = " + ".join(str(part.count) for part in dataset.splits.values())
         here = ", ".join(split for split, part in dataset.splits.items() if _ready(part, places)) or "-"
         print(f"{name:14}{counts:18}{here:13}{dataset.title}")
+    for name, family in CORRUPTED.items():
+        counts = (
+            f"{len(family.corruptions)} x " + f"{family.severities} x " * (family.severities > 1) + str(family.count)
+        )
+        found = len(corruptions_available(name))
+        here = f"{found} of {len(family.corruptions)}" if found else "-"
+        print(f"{name:14}{counts:18}{here:13}{family.title}")
     print(
         "\nTo get one: python -m advbook.datasets fetch NAME, or put its files into a folder that ADVBOOK_DATA names."
     )
@@ -603,6 +605,8 @@ def _list() -> None:
 def _fetch_all(names: Sequence[str]) -> None:
     places = _places(None)
     for name in names:
+        if name in CORRUPTED:
+            raise ValueError(f"{name} is not fetched: {_by_hand(CORRUPTED[name])}")
         _known("data set", name, DATASETS)
     for name in names:
         for split in DATASETS[name].splits:

@@ -1,4 +1,5 @@
-"""The papers' standard classifier as banded matrix products: the fastest form found for attacks on it.
+"""Fleets in bfloat16, for attacks: the papers' standard classifier as banded matrix products, the fastest form found,
+and any other network with its batch norm folded away.
 
 A 4 x 4 convolution of stride 2 takes a pair of image rows to one output row, and the next pair too. With the pixels of
 two rows in one vector, it is two products with banded matrices: out[i] = pair[i] A + pair[i + 1] B. That spends a few
@@ -10,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from advbook.fleet import Fleet, Stack
+from advbook.networks import folded
 
 
 class Band(NamedTuple):
@@ -65,6 +67,35 @@ class Banded(Fleet):
             raise ValueError(f"x: its images are {list(x.shape[2:])}; allowed are squares of side {first.rows}.")
         logits: Tensor = _Product.apply(x, self._bands, self._head)  # type: ignore[no-untyped-call]
         return logits
+
+
+class Half(Fleet):
+    """Any fleet in evaluation mode with batch norm folded away and all products in bfloat16; logits as given images.
+
+    fleet: modules as networks.build makes them. Its weights are those at the time of making, and gradients are by the
+    images alone.
+    """
+
+    def __init__(self, fleet: Stack) -> None:
+        self.members = fleet.members
+        self._stack = Stack([folded(cast(nn.Sequential, one)).to(torch.bfloat16) for one in fleet.unstack()]).eval()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits: [M, B, C, H, W] -> [M, B, K]."""
+        return self._stack(x.to(torch.bfloat16)).to(x.dtype)
+
+
+def draft(fleet: Stack, *, side: int) -> Fleet:
+    """The fastest form of a fleet in bfloat16: banded for the standard classifier, else folded.
+
+    Raises ValueError if its members are not sequential.
+    """
+    if not fleet.sequential:
+        raise ValueError("fleet: allowed are sequential modules, whose layers say all that they do.")
+    try:
+        return Banded(fleet, side=side)
+    except ValueError:
+        return Half(fleet)
 
 
 def bfloat16_is_fast(device: torch.device | str = "cpu") -> bool:

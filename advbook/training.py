@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from tqdm import tqdm
 
-from advbook.attacks.engine import climb
-from advbook.attacks.norms import LINF, Start, gaussian
-from advbook.attacks.objectives import cross_entropy
+from advbook.attacks.engine import Objective, climb
+from advbook.attacks.norms import LINF, Norm, Start, gaussian, mixed, near, normal, shells, zero
+from advbook.attacks.objectives import cross_entropy, other_log_confidence
 from advbook.attacks.spaces import Decoder, Latent, Pixels, Space
-from advbook.attacks.steps import adam
+from advbook.attacks.steps import StepRule, adam, backtracking, sign
 from advbook.capture import captured
 from advbook.fleet import Stack
-from advbook.kernels import Banded
+from advbook.kernels import draft
 
 
 class Schedule(BaseModel):
@@ -41,6 +42,31 @@ class Schedule(BaseModel):
         """Learning rate after `epoch` epochs (fractions count)."""
         return float(max(self.lr * self.decay ** (epoch + 1), 1e-7))
 
+    def optimizer(self, weights: Iterable[Tensor]) -> torch.optim.Optimizer:
+        """Adam, which works entry by entry: a stack of members is optimized as each of them alone."""
+        return torch.optim.Adam(weights, betas=(0.5, 0.9), weight_decay=self.weight_decay, fused=True)
+
+
+class Descent(Schedule):
+    """The schedule of confidence-calibrated adversarial training: SGD with momentum, rate lr * decay^(whole epochs).
+
+    The published values: lr .1 (CIFAR-10: .075), decay .95 (MNIST: .93), 200 epochs (MNIST: 100), and no weight decay,
+    since the released code never passes on what its configuration names. Source: released code of Stutz et al., ICML
+    2020.
+    """
+
+    lr: float = Field(0.1, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+
+    def rate(self, epoch: float) -> float:
+        """Learning rate in the epoch that follows `epoch` ones."""
+        return float(self.lr * self.decay ** int(epoch + 1e-9))
+
+    def optimizer(self, weights: Iterable[Tensor]) -> torch.optim.Optimizer:
+        """SGD with momentum, entry by entry too."""
+        return torch.optim.SGD(weights, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, fused=True)
+
 
 class Adversary(BaseModel):
     """The attack inside adversarial training: Adam maximizes the cross-entropy from a random start; the best iterate
@@ -57,14 +83,99 @@ class Adversary(BaseModel):
     lr: float = Field(0.005, gt=0)
     precision: Literal["float32", "bfloat16"] = "float32"
 
-    def ascend(self, fleet: Stack, space: Space, y: Tensor, start: Tensor, *, side: int) -> Tensor:
-        """The u of largest cross-entropy in a space of M b rows of the fleet's members.
+    @property
+    def rule(self) -> StepRule:
+        """How the attack steps."""
+        return adam(self.lr)
 
-        y: [M b]; start: [M b, ...]; side: of the images.
+    @property
+    def objective(self) -> Objective:
+        """What the attack maximizes."""
+        return cross_entropy
+
+    def ascend(self, fleet: Stack, space: Space, target: Tensor, start: Tensor, *, side: int) -> Tensor:
+        """The u of largest objective in a space of M b rows of the fleet's members.
+
+        target: [M b, ...], for most objectives the labels; start: [M b, ...]; side: of the images.
         """
-        f = (Banded(fleet, side=side) if self.precision == "bfloat16" else fleet).by_rows
-        u, _ = climb(f, space, y, start, objective=cross_entropy, rule=adam(self.lr), steps=self.steps)
+        f = (draft(fleet, side=side) if self.precision == "bfloat16" else fleet).by_rows
+        u, _ = climb(f, space, target, start, objective=self.objective, rule=self.rule, steps=self.steps)
         return u
+
+
+class Backtracking(Adversary):
+    """The attack of confidence-calibrated adversarial training and its baseline: sign steps with momentum, each pair's
+    rate divided by `factor` where a step brought less.
+
+    goal: "confidence", the largest in a wrong class, for CCAT (in logarithms: the same steps, and no underflow), or
+    "error", the cross-entropy, for adversarial training. Published rates: for the confidence .01 on MNIST and .005 on
+    SVHN and CIFAR-10; for the cross-entropy .05, .01 and .005. Source: released code of Stutz et al., ICML 2020.
+    """
+
+    lr: float = Field(0.01, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    factor: float = Field(1.5, gt=1)
+    goal: Literal["confidence", "error"] = "confidence"
+
+    @property
+    def rule(self) -> StepRule:
+        """Steps of lr along the moving average of signs."""
+        return backtracking(self.lr, torch.sign, momentum=self.momentum, factor=self.factor)
+
+    @property
+    def objective(self) -> Objective:
+        """The log of the largest wrong confidence, or the cross-entropy."""
+        return other_log_confidence if self.goal == "confidence" else cross_entropy
+
+
+class Divergence(Adversary):
+    """The attack of TRADES: sign steps that maximize the divergence of f(x + delta) from f(x); the target is f(x).
+
+    Source: Zhang et al., ICML 2019.
+    """
+
+    lr: float = Field(0.01, gt=0)
+
+    @property
+    def rule(self) -> StepRule:
+        """Plain sign steps of lr."""
+        return sign(self.lr)
+
+    @property
+    def objective(self) -> Objective:
+        """KL(p || softmax(logits)) for p = softmax(f(x))."""
+        return divergence
+
+
+def divergence(logits: Tensor, p: Tensor) -> Tensor:
+    """KL(p || softmax(logits)) = sum_k p_k (log p_k - log softmax(logits)_k): [..., K], [..., K] -> [...]."""
+    return F.kl_div(logits.log_softmax(-1), p, reduction="none").sum(-1)
+
+
+# --- target transitions of CCAT -----------------------------------------------------------------------------------
+
+Transition = Callable[[Tensor], Tensor]  # size of a perturbation [P] -> weight lambda of its label [P], in [0, 1]
+
+
+def power(eps: float, rho: float = 10.0) -> Transition:
+    """lambda = (1 - min(1, n / eps))^rho, the published transition; rho = 10 in the released models.
+
+    n: size of the perturbation found. Source: Stutz et al., ICML 2020.
+    """
+    return lambda n: (1 - (n / eps).clamp_max(1)) ** rho
+
+
+def exponential(rho: float) -> Transition:
+    """lambda = exp(-rho n). Source: released code of Stutz et al., ICML 2020."""
+    return lambda n: torch.exp(-rho * n)
+
+
+def linear(eps: float, rho: float = 1.0) -> Transition:
+    """lambda = 1 - min(1, rho n / eps). Source: released code of Stutz et al., ICML 2020."""
+    return lambda n: 1 - (rho * n / eps).clamp_max(1)
+
+
+# --- what takes the place of images ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -73,7 +184,9 @@ class Perturbed:
 
     share: of the batch; around: [N, ...], shaped as u for every training image; start: draws u; space: rows [P] of the
     training set -> the space of these images; adversary: looks for the worst u from there; without one, the start
-    point is a random augmentation. weight: of its mean loss beside the others'.
+    point is a random augmentation. weight: of its mean loss beside the others'. trust: u [P, ...] -> lambda [P]:
+    the network should give g(u) the distribution lambda onehot(y) + (1 - lambda) / K. Without it, all goes to the
+    label.
     """
 
     share: float
@@ -82,6 +195,7 @@ class Perturbed:
     space: Callable[[Tensor], Space]
     adversary: Adversary | None = None
     weight: float = 1.0
+    trust: Callable[[Tensor], Tensor] | None = None
 
 
 def pixels(x: Tensor, eps: float, adversary: Adversary, *, share: float = 0.5, weight: float = 1.0) -> Perturbed:
@@ -90,6 +204,14 @@ def pixels(x: Tensor, eps: float, adversary: Adversary, *, share: float = 0.5, w
     Source: Stutz et al., CVPR 2019, equation (1).
     """
     return Perturbed(share, x, gaussian(LINF, eps), lambda rows: Pixels(x[rows], eps), adversary, weight)
+
+
+def uniform_norm(x: Tensor, eps: float, adversary: Adversary, *, share: float = 0.5) -> Perturbed:
+    """Regular adversarial examples as the baseline of CCAT makes them: from starts of uniform norm in the cube.
+
+    adversary: Backtracking(goal="error"), as published. Source: released code of Stutz et al., ICML 2020.
+    """
+    return Perturbed(share, x, shells(LINF, eps), lambda rows: Pixels(x[rows], eps), adversary)
 
 
 def latent(
@@ -113,6 +235,34 @@ def latent(
         return Latent(z[rows], decode, tuple(part[rows] for part in context), *box, eta)
 
     return Perturbed(share, z, gaussian(LINF, eta), space, adversary, weight)
+
+
+def calibrated(
+    x: Tensor,
+    eps: float,
+    adversary: Adversary,
+    *,
+    transition: Transition | None = None,
+    norm: Norm = LINF,
+    share: float = 0.5,
+    whole_batch: bool = False,
+) -> Perturbed:
+    """Confidence-calibrated adversarial training on images x: [N, C, H, W]: the larger the perturbation, the closer
+    its target to the uniform distribution.
+
+    adversary: Backtracking(), as published, maximizes the confidence in a wrong class. It starts from Gaussian noise of
+    standard deviation eps / (2 ln D), from a uniform norm, or from the image itself, by a draw for every example; with
+    whole_batch by one draw for the whole batch, as the released code does. transition: power(eps) by default. Without a
+    start at the image itself hardly any perturbation would be small, and the network would not learn where its
+    confidence should stay. Source: Stutz et al., ICML 2020, and its released code.
+    """
+    found = transition or power(eps)
+    start = mixed([near(norm, eps), shells(norm, eps), zero(norm, eps)], whole_batch=whole_batch)
+
+    def trust(u: Tensor) -> Tensor:
+        return found(norm.size(u))
+
+    return Perturbed(share, x, start, lambda rows: Pixels(x[rows], eps, norm), adversary, trust=trust)
 
 
 def train(
@@ -144,30 +294,76 @@ def train(
     weights = [1.0, *(part.weight for part in perturbed)]
     makers: list[Callable[..., Tensor]] = []
 
-    def images(index: int, rows: Tensor) -> Tensor:
-        own = perturbed[index]
+    def part(index: int, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images of a part, [M, b, C, H, W], and the weight of their labels, [M, b], if it is not 1."""
+        if not index:
+            return x[rows], None
+        own = perturbed[index - 1]
         given = rows, y[rows], _starts(own.start, own.around[rows], generators)
         fleet.eval()
-        if index == len(makers):  # the first time: only now are the shapes known
-            makers.append(captured(partial(_perturbed_images, own, fleet, x.shape[-1]), *given))
-        made = makers[index](*given)
+        if index > len(makers):  # the first time: only now are the shapes known
+            makers.append(captured(partial(_moves, own, fleet, x.shape[-1]), *given))
+        u = makers[index - 1](*given)
         fleet.train()
-        return made
-
-    def part(index: int, rows: Tensor) -> Tensor:
-        return images(index - 1, rows) if index else x[rows]
+        images = own.space(rows.flatten()).image(u).unflatten(0, rows.shape)
+        return images, None if own.trust is None else own.trust(u).view_as(rows)
 
     def losses(rows: Tensor) -> Iterator[Tensor]:
         own = rows.split(sizes, 1)
         chosen = [index for index, size in enumerate(sizes) if size]
         if separate:
             for index in chosen:
-                yield _cross_entropy(fleet(part(index, own[index])), y[own[index]]).mean(1)
+                images, trust = part(index, own[index])
+                yield _cross_entropy(fleet(images), y[own[index]], trust).mean(1)
             return
-        logits = fleet(torch.cat([part(index, own[index]) for index in chosen], 1))
-        each = _cross_entropy(logits, y[rows]).split([sizes[index] for index in chosen], 1)
-        means = [weights[index] * loss.mean(1) for index, loss in zip(chosen, each, strict=True)]
+        parts = [part(index, own[index]) for index in chosen]
+        logits = fleet(torch.cat([images for images, _ in parts], 1)).split([sizes[index] for index in chosen], 1)
+        means = [
+            weights[index] * _cross_entropy(out, y[own[index]], trust).mean(1)
+            for index, out, (_, trust) in zip(chosen, logits, parts, strict=True)
+        ]
         yield torch.stack(means).sum(0) / sum(weights[index] for index in chosen)
+
+    return _fit(fleet, len(x), schedule, losses, generators, x.device, label)
+
+
+def train_trades(
+    fleet: Stack,
+    x: Tensor,
+    y: Tensor,
+    schedule: Schedule,
+    eps: float,
+    adversary: Adversary,
+    *,
+    beta: float = 1.0,
+    generators: Sequence[torch.Generator],
+    label: str | None = None,
+) -> Stack:
+    """TRADES: minimize the cross-entropy on clean images plus beta times KL(f(x) || f(x + delta)), for every image.
+
+    adversary: Divergence(), as published; it starts from Gaussian noise of standard deviation .001. beta: published are
+    1 on MNIST and 6 on CIFAR-10. One forward takes clean and perturbed images together. The rest as in train. Raises
+    ValueError if beta < 0, and as train does. Source: Zhang et al., ICML 2019.
+    """
+    if not beta >= 0:
+        raise ValueError(f"beta = {beta}: allowed is 0 or more.")
+    around = Perturbed(
+        1.0, x, lambda like, random: 0.001 * normal(like, random), lambda rows: Pixels(x[rows], eps), adversary
+    )
+    makers: list[Callable[..., Tensor]] = []
+
+    def losses(rows: Tensor) -> Iterator[Tensor]:
+        fleet.eval()
+        with torch.no_grad():
+            p = fleet(x[rows]).softmax(-1)
+        given = rows, p, _starts(around.start, x[rows], generators)
+        if not makers:
+            makers.append(captured(partial(_moves, around, fleet, x.shape[-1]), *given))
+        u = makers[0](*given)
+        fleet.train()
+        moved = around.space(rows.flatten()).image(u).unflatten(0, rows.shape)
+        clean, logits = fleet(torch.cat([x[rows], moved], 1)).chunk(2, 1)
+        yield (_cross_entropy(clean, y[rows]) + beta * divergence(logits, clean.softmax(-1))).mean(1)
 
     return _fit(fleet, len(x), schedule, losses, generators, x.device, label)
 
@@ -183,13 +379,12 @@ def _sizes(shares: Sequence[float], batch: int) -> list[int]:
     return [clean, *sizes]
 
 
-def _perturbed_images(part: Perturbed, fleet: Stack, side: int, rows: Tensor, labels: Tensor, start: Tensor) -> Tensor:
-    """What takes the place of the rows' images: rows, labels [M, b], start [M, b, ...] -> [M, b, C, H, W]."""
+def _moves(part: Perturbed, fleet: Stack, side: int, rows: Tensor, target: Tensor, start: Tensor) -> Tensor:
+    """The u that takes the place of the rows: rows [M, b], target [M, b, ...], start [M, b, ...] -> [M b, ...]."""
     space, u = part.space(rows.flatten()), start.flatten(0, 1)
     if part.adversary is not None:
-        u = part.adversary.ascend(fleet, space, labels.flatten(), u, side=side)
-    images: Tensor = space.image(space.project(u)).unflatten(0, rows.shape)
-    return images
+        u = part.adversary.ascend(fleet, space, target.flatten(0, 1), u, side=side)
+    return space.project(u)
 
 
 def _fit(
@@ -206,10 +401,7 @@ def _fit(
         raise ValueError("x: no images to train on.")
     if len(generators) != fleet.members:
         raise ValueError(f"generators: {len(generators)} for a fleet of {fleet.members}; allowed is one a member.")
-    # Adam works entry by entry, so a stack of members is optimized as each of them alone.
-    optimizer = torch.optim.Adam(
-        fleet.weights.values(), betas=(0.5, 0.9), weight_decay=schedule.weight_decay, fused=True
-    )
+    optimizer = schedule.optimizer(fleet.weights.values())
     batches = -(-count // schedule.batch)
     fleet.train()
     loss = torch.zeros(fleet.members, device=device)
@@ -240,6 +432,9 @@ def _starts(start: Start, images: Tensor, generators: Sequence[torch.Generator])
     return torch.stack([start(own, random) for own, random in zip(images, generators, strict=True)])
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """[M, B, K], [M, B] -> [M, B]."""
-    return cross_entropy(logits.flatten(0, 1), labels.flatten()).view_as(labels)
+def _cross_entropy(logits: Tensor, labels: Tensor, trust: Tensor | None = None) -> Tensor:
+    """-sum_k t_k log p_k for t = trust onehot(y) + (1 - trust) / K: [M, B, K], [M, B], [M, B] -> [M, B]."""
+    loss = cross_entropy(logits.flatten(0, 1), labels.flatten()).view_as(labels)
+    if trust is None:
+        return loss
+    return trust * loss - (1 - trust) * logits.log_softmax(-1).mean(-1)

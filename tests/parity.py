@@ -38,13 +38,13 @@ def state_of(widget: ipywidgets.Widget) -> dict[str, Any]:
 
 
 def published_states(notebook: Path) -> list[dict[str, Any]]:
-    """The states of all figures with a classifier in an executed notebook, their bytes decoded."""
+    """The states of all figures with classifiers in an executed notebook, their bytes decoded."""
     models = nbformat.read(notebook, as_version=4).metadata.get("widgets", {}).get(WIDGET_STATE, {}).get("state", {})
     states = []
     for model in models.values():
         buffers = {b["path"][0]: base64.b64decode(b["data"]) for b in model.get("buffers", [])}
         states.append({**model["state"], **buffers})
-    return [state for state in states if "classifier" in state]
+    return [state for state in states if "classifier" in state or "classifiers" in state]
 
 
 def parity(state: dict[str, Any], *, count: int = 50, seed: int = 0) -> Parity:
@@ -52,16 +52,31 @@ def parity(state: dict[str, Any], *, count: int = 50, seed: int = 0) -> Parity:
     generator = torch.Generator().manual_seed(seed)
     images, shown = _maker(state)(state, count, generator)
     noise = torch.rand(images.shape, generator=generator)
-    # Each side classifies the images that it made itself, as the page does.
-    (logits,) = run_js(state["_esm"], [net_job(state, "classifier", torch.cat([shown, noise]))])
-    expected = run_torch(state["classifier"], state["classifier_weights"], torch.cat([images, noise]))
-    return Parity(largest(shown, images), largest(logits, expected))
+    # Each side classifies the images that it made itself, as the page does; each of several networks its own share.
+    networks = _classifiers(state)
+    made, seen, drawn = (batch.chunk(len(networks)) for batch in (images, shown, noise))
+    jobs = [net_job(net, "n", torch.cat(parts)) for net, *parts in zip(networks, seen, drawn, strict=True)]
+    expected = [
+        run_torch(net["n"], net["n_weights"], torch.cat(parts))
+        for net, *parts in zip(networks, made, drawn, strict=True)
+    ]
+    differences = [largest(*pair) for pair in zip(run_js(state["_esm"], jobs), expected, strict=True)]
+    return Parity(largest(shown, images), max(differences))
+
+
+def _classifiers(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every packed classifier of a figure, as a state where it is called n."""
+    if "classifiers" in state:
+        return [{"n": layers, "n_weights": state["classifiers_weights"]} for layers in state["classifiers"]]
+    return [{"n": state["classifier"], "n_weights": state["classifier_weights"]}]
 
 
 def _maker(state: dict[str, Any]) -> Callable[..., tuple[Tensor, Tensor]]:
     """What makes a figure's images by torch and by JS."""
     if "path" in state:
         return attacked
+    if "classifiers" in state:
+        return _directed
     return _decoded if "decoder" in state else _walked
 
 
@@ -191,6 +206,13 @@ def _walked(state: dict[str, Any], count: int, generator: torch.Generator) -> tu
     ]
     shown = torch.cat(run_js(state["_esm"], jobs))
     return images.flatten(0, 1), shown
+
+
+def _directed(state: dict[str, Any], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Every network's every example at random t, network by network: images [B, 1, H, W] by torch and by JS."""
+    (last,) = (control["max"] for control in state["controls"] if control["name"] == "t")
+    images = bytes(state["images"]) * len(state["classifiers"])
+    return _walked({**state, "images": images, "ts": [0, last]}, count, generator)
 
 
 def _stacked(outcome: list[dict[str, Any]]) -> Tensor:

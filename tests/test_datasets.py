@@ -1,11 +1,11 @@
-"""advbook.datasets: the idx format, verification, mirrors, the zip of EMNIST, real files if there are any."""
+"""advbook.datasets: verification, mirrors, archives, published corruptions, real files if there are any."""
 
 import gzip
 import hashlib
+import io
 import os
 import re
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -19,12 +19,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as st_numpy
+from test_formats import batch, idx, mat, npy, pixels, plain_file, special, tarred
 
-from advbook import datasets
+from advbook import datasets, formats
 from advbook.datasets import (
+    CORRUPTED,
     DATASETS,
     DamagedData,
     Dataset,
@@ -32,13 +31,12 @@ from advbook.datasets import (
     MissingData,
     Split,
     available,
-    gunzip,
+    corrupted,
+    corruptions_available,
     load,
     main,
-    parse_idx,
-    read_emnist,
-    read_idx,
 )
+from advbook.formats import read_emnist, read_idx
 
 REPOSITORY = Path(__file__).parents[1]
 REAL = Path(os.environ.get("ADVBOOK_DATA") or REPOSITORY.parent / "shared" / "data")
@@ -98,10 +96,6 @@ def mirror():
     server = Mirror()
     yield server
     server.close()
-
-
-def idx(array):
-    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
 def published(path, raw):
@@ -164,86 +158,6 @@ def is_toy(images, toy, split="train"):
 
 def one_sentence(error):
     return "\n" not in str(error) and len(str(error)) > 20
-
-
-# --- the idx format
-
-
-arrays = st_numpy.arrays(np.uint8, st_numpy.array_shapes(min_dims=1, max_dims=4, max_side=6))
-
-
-@given(arrays)
-def test_idx_round_trip(array):
-    parsed = parse_idx(idx(array))
-    assert parsed.dtype == np.uint8
-    assert parsed.shape == array.shape
-    assert np.array_equal(parsed, array)
-
-
-@given(arrays, st.data())
-def test_idx_cut_or_extended(array, data):
-    raw = idx(array)
-    wrong = data.draw(st.one_of(st.integers(0, len(raw) - 1).map(lambda k: raw[:k]), st.just(raw + b"\0")))
-    with pytest.raises(ValueError, match=r"^idx "):
-        parse_idx(wrong)
-
-
-@given(st.binary(max_size=60) | st.binary(max_size=60).map(lambda tail: b"\0\0\x08" + tail))
-def test_idx_any_bytes(raw):
-    try:
-        parsed = parse_idx(raw)
-    except ValueError:  # what it accepts is what it can write back; no other error escapes
-        return
-    assert idx(parsed) == raw
-
-
-@pytest.mark.parametrize(
-    ("raw", "says"),
-    [
-        (b"", "two zero bytes"),
-        (b"\x1f\x8b\x08\x03", "two zero bytes"),
-        (b"\0\0\x0d\x01\0\0\0\x01\0", "type code is 0x0d"),
-        (b"\0\0\x08\x00\x07", "0 dimensions"),
-        (b"\0\0\x08\xff" + bytes(8), "255 dimensions"),
-        (b"\0\0\x08\x03" + bytes(8), "header ends after 12 bytes"),
-        (struct.pack(">BBBB3I", 0, 0, 8, 3, 0, 2**32 - 1, 2**32 - 1), "0 values follow"),
-        (struct.pack(">BBBB4I", 0, 0, 8, 4, *[2**32 - 1] * 4) + b"\1", "1 values follow"),
-    ],
-)
-def test_idx_bad_headers(raw, says):
-    with pytest.raises(ValueError, match=says):
-        parse_idx(raw)
-
-
-def test_gzip_truncated_or_damaged():
-    packed = gzip.compress(os.urandom(1000))
-    wrong_crc = packed[:-8] + bytes(4) + packed[-4:]
-    for raw in (
-        packed[:-20],
-        packed[:5],
-        b"<html>not found</html>",
-        b"\x1f\x8b\x08\0" + b"\xff" * 60,
-        wrong_crc,
-    ):
-        with pytest.raises(ValueError, match=f"gzip data of {len(raw)} bytes is truncated or damaged"):
-            gunzip(raw)
-
-
-@pytest.mark.parametrize(("images", "labels"), [((3, 4, 5), (2,)), ((3, 20), (3,)), ((3, 4, 5), (3, 1)), ((3,), (3,))])
-def test_images_and_labels_must_agree(images, labels):
-    files = [gzip.compress(idx(np.ones(shape, np.uint8))) for shape in (images, labels)]
-    with pytest.raises(ValueError, match=re.escape(f"got {list(images)} and {list(labels)}")):
-        read_idx(files)
-
-
-def test_emnist_is_transposed():
-    x, y = np.arange(24, dtype=np.uint8).reshape(2, 3, 4), np.array([7, 1], np.uint8)
-    files = [gzip.compress(idx(array)) for array in (x, y)]
-    assert read_idx(files)[0].shape == (2, 1, 3, 4)
-    turned, labels = read_emnist(files)
-    assert turned.shape == (2, 1, 4, 3)
-    assert turned[1, 0, 3, 2] == x[1, 2, 3]
-    assert labels.tolist() == [7, 1]
 
 
 # --- load
@@ -541,6 +455,354 @@ def test_no_zip_at_all(tmp_path, cache):
         datasets._unpack(tmp_path / "gzip.zip", {}, cache)
 
 
+# --- tar files, and two data sets with the same paths -----------------------------------------------------------
+
+
+class Pictures:
+    """A data set in the form of CIFAR-10, registered under a name, its files nowhere yet."""
+
+    def __init__(self, monkeypatch, name, count, seed=0, **changes):
+        self.name, self.monkeypatch = name, monkeypatch
+        self.x = {"train": pixels(2 * count, seed), "test": pixels(count, seed + 1)}
+        parts = {"data_batch_1": self.x["train"][:count], "data_batch_2": self.x["train"][count:]}
+        parts["test_batch"] = self.x["test"]
+        self.raw = {f"P/py/{part}": batch(x, [k % 10 for k in range(count)]) for part, x in parts.items()}
+        files = [published(path, raw) for path, raw in self.raw.items()]
+        splits = {"train": Split(2 * count, tuple(files[:2])), "test": Split(count, tuple(files[2:]))}
+        mirrors = ("http://127.0.0.1:9/",)
+        self.dataset = Dataset(f"Title of {name}", tuple("0123456789"), splits, formats.read_cifar10, mirrors)
+        self.register(**changes)
+
+    register = Toy.register
+    write = Toy.write
+
+    def packed(self, tmp_path, more=(), name="p.tar.gz"):
+        """Register an archive of this data set with some more entries, and give its bytes."""
+        entries = [plain_file(path.removeprefix("P/"), raw) for path, raw in reversed(self.raw.items())]
+        raw = tarred(tmp_path / name, [*entries, *more]).read_bytes()
+        self.register(archive=published(f"P/{name}", raw))
+        return raw
+
+
+def is_picture(images, pictures, split):
+    return torch.equal((images.x * 255).round().byte().flatten(1), torch.tensor(pictures.x[split]))
+
+
+def test_tar_gives_the_known_members(monkeypatch, mirror, cache, tmp_path):
+    pictures = Pictures(monkeypatch, "pictures", 3)
+    more = [special("py/link", b"2", "/etc/passwd"), plain_file("py/readme.html", b"left alone")]
+    mirror.answers["/p.tar.gz"] = pictures.packed(tmp_path, more)
+    before = set(tmp_path.iterdir())
+    pictures.register(mirrors=(mirror.url,))
+    assert main(["fetch", "pictures"]) == 0
+    for split in ("train", "test"):
+        images = load("pictures", split, download=False)
+        assert images.x.shape == (len(pictures.x[split]), 3, 32, 32)
+        assert is_picture(images, pictures, split)
+    assert load("pictures").y.tolist() == [0, 1, 2, 0, 1, 2]
+    assert [path for path, _ in mirror.asked] == ["/p.tar.gz"]
+    assert {str(p.relative_to(cache)) for p in cache.rglob("*") if p.is_file()} - {".lock"} == set(pictures.raw)
+    assert set(tmp_path.iterdir()) - before <= {cache.parent}
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (
+            [special("py/test_batch", b"2", "/etc/passwd")],
+            "p.tar cannot be unpacked: py/test_batch is not a plain file",
+        ),
+        ([plain_file("../escaped", b"x")], "cannot be unpacked: the name '../escaped' leads out of it"),
+        ([plain_file("py/test_batch", b"a second one")], "py/test_batch in p.tar is not the published file"),
+        ([plain_file("py/test_batch", bytes(10**6))], "py/test_batch in p.tar is not the published file"),
+    ],
+)
+def test_tar_with_a_wrong_member(more, says, monkeypatch, mirror, cache, tmp_path):
+    pictures = Pictures(monkeypatch, "pictures", 1)
+    mirror.answers["/p.tar"] = pictures.packed(tmp_path, more, "p.tar")
+    pictures.register(mirrors=(mirror.url,))
+    with pytest.raises(DamagedData, match=re.escape(says)) as caught:
+        load("pictures")
+    assert one_sentence(caught.value)
+    assert not (tmp_path / "escaped").exists()
+
+
+def test_tar_with_a_wrong_hash(monkeypatch, mirror, tmp_path, cache):
+    pictures = Pictures(monkeypatch, "pictures", 1)
+    mirror.answers["/p.tar.gz"] = flipped(pictures.packed(tmp_path))
+    pictures.register(mirrors=(mirror.url,))
+    with pytest.raises(MissingData, match=rf"wrong sha256.*into P there, unpack p.tar.gz from {mirror.url}"):
+        load("pictures")
+    assert not list(cache.rglob("*batch*"))
+
+
+@pytest.fixture
+def twins(monkeypatch):
+    """A whole data set and a part of it, with the same paths; the part has no mirror."""
+    part = {"mirrors": (), "note": "it is a part of whole, made here"}
+    return Pictures(monkeypatch, "whole", 4), Pictures(monkeypatch, "part", 2, seed=5, **part)
+
+
+@pytest.mark.parametrize("there", [0, 1])
+def test_twins_are_told_apart(twins, there, tmp_path, monkeypatch):
+    mine, other = twins[there], twins[1 - there]
+    monkeypatch.setenv("ADVBOOK_DATA", str(mine.write(tmp_path / "data")))
+    assert is_picture(load(mine.name, "test"), mine, "test")
+    assert available(mine.name)
+    assert not available(other.name)
+    with pytest.raises(DamagedData) as caught:
+        load(other.name)
+    says = (
+        f"belongs to {mine.name} (Title of {mine.name}), not to {other.name}: use DATASET={mine.name}, or put all files"
+    )
+    assert str(caught.value).startswith(f"P/py/data_batch_1 in ADVBOOK_DATA={tmp_path}/data {says}")
+    assert one_sentence(caught.value)
+    (tmp_path / "data/P/py/data_batch_1").write_bytes(b"nobody's")
+    with pytest.raises(DamagedData, match="is damaged or is not the published file"):
+        load(other.name)
+
+
+def test_what_has_no_mirror_cannot_be_fetched(twins, cache, capsys):
+    for ask in (lambda: load("part"), lambda: load("part", download=False)):
+        with pytest.raises(MissingData) as caught:
+            ask()
+        assert one_sentence(caught.value)
+        assert str(caught.value).endswith("and part cannot be fetched: it is a part of whole, made here")
+        assert "P/py/data_batch_1 is neither in ADVBOOK_DATA (unset) nor intact in the cache" in str(caught.value)
+    assert main(["fetch", "part"]) == 1
+    assert "part cannot be fetched" in capsys.readouterr().err
+    assert not cache.exists()
+
+
+def test_the_small_cifar_says_what_it_is():
+    with pytest.raises(MissingData, match=r"first 1,000 images of every batch of CIFAR-10.*cifar10 is the whole set"):
+        load("cifar10_small")
+
+
+def test_houses(monkeypatch, tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (32, 32, 3, 5), np.uint8)
+    raw = mat(x, np.array([[10], [1], [2], [9], [10]], np.uint8))
+    (tmp_path / "SVHN").mkdir()
+    for name in ("train", "test"):
+        (tmp_path / f"SVHN/{name}_32x32.mat").write_bytes(raw)
+    splits = {name: Split(5, (published(f"SVHN/{name}_32x32.mat", raw),)) for name in ("train", "test")}
+    monkeypatch.setitem(DATASETS, "svhn", replace(DATASETS["svhn"], splits=splits))
+    images = load("svhn", "test", n=4, root=tmp_path)
+    assert images.x.shape == (4, 3, 32, 32)
+    assert images.x.is_contiguous()
+    assert images.x[3, 2, 1, 0] == np.float32(x[1, 0, 2, 3]) / np.float32(255)
+    assert images.y.tolist() == [0, 1, 2, 9]
+
+
+# --- published corruptions --------------------------------------------------------------------------------------
+
+COUNT = 6
+
+
+class Family:
+    """A small set of corruptions in the official form; images of every corruption and severity differ."""
+
+    def __init__(self, monkeypatch, name):
+        self.name, self.monkeypatch = name, monkeypatch
+        monkeypatch.setitem(CORRUPTED, name, replace(CORRUPTED[name], count=COUNT, corruptions=("fog", "glass_blur")))
+        family = CORRUPTED[name]
+        total = COUNT * family.severities
+        random = np.random.default_rng(0)
+        self.x = {c: random.integers(0, 256, (total, *family.shape), np.uint8) for c in family.corruptions}
+        self.y = np.arange(total) % COUNT
+        self.raw = {}
+        for corruption, x in self.x.items():
+            images, labels = family.paths(corruption)
+            self.raw[images] = npy(x)
+            self.raw[labels] = npy(self.y if name == "mnist_c" else self.y.astype(np.uint8))
+
+    def write(self, folder):
+        for path, raw in self.raw.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(raw)
+        return folder
+
+    def pack(self, folder, changes=(), more=()):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / CORRUPTED[self.name].archive
+        members = {**self.raw, **dict(changes)}
+        if path.suffix == ".zip":
+            zipped(path, members.items())
+        else:
+            tarred(path, [*(plain_file(*item) for item in members.items()), *more])
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.monkeypatch.setitem(CORRUPTED, self.name, replace(CORRUPTED[self.name], sha256=sha256))
+        return folder
+
+
+@pytest.fixture(params=["mnist_c", "cifar10_c"])
+def family(request, monkeypatch):
+    return Family(monkeypatch, request.param)
+
+
+def severities(name):
+    return [None] if name == "mnist_c" else [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("form", ["write", "pack"])
+@pytest.mark.parametrize("place", ["data", "cache"])
+def test_corrupted(family, form, place, tmp_path, cache, monkeypatch):
+    getattr(family, form)(tmp_path / "data" if place == "data" else cache)
+    (tmp_path / "data").mkdir(exist_ok=True)
+    monkeypatch.setenv("ADVBOOK_DATA", str(tmp_path / "data"))
+    assert corruptions_available(family.name) == ("fog", "glass_blur")
+    for corruption in ("fog", "glass_blur"):
+        for step, severity in enumerate(severities(family.name)):
+            images = corrupted(family.name, corruption, severity)
+            x = family.x[corruption][step * COUNT : (step + 1) * COUNT].transpose(0, 3, 1, 2)  # [N, C, H, W]
+            assert torch.equal((images.x * 255).round().byte(), torch.from_numpy(x.copy()))
+            assert images.x.is_contiguous()
+            assert images.y.tolist() == list(range(COUNT))
+            assert (images.x.dtype, images.y.dtype) == (torch.float32, torch.int64)
+            assert len(images.classes) == 10
+            verified = f"sha256 of {CORRUPTED[family.name].archive} {CORRUPTED[family.name].sha256[:8]}..."
+            how = verified if form == "pack" else "loose files, not verified by a hash"
+            at = f" at severity {severity}" if severity else ""
+            assert images.source == f"{CORRUPTED[family.name].title} {corruption}{at}, all {COUNT} images, {how}"
+    first = corrupted(family.name, "fog", severity, n=2, device="meta")
+    assert first.x.shape[0] == len(first.y) == 2
+    assert first.x.device.type == first.y.device.type == "meta"
+    assert f"first 2 of {COUNT} images" in first.source
+
+
+def test_corrupted_without_files(family, tmp_path, capsys):
+    with pytest.raises(MissingData) as caught:
+        corrupted(family.name, "fog", severities(family.name)[-1])
+    shape = CORRUPTED[family.name]
+    assert one_sentence(caught.value)
+    assert f"{family.name}: neither {shape.archive} nor {' with '.join(shape.paths('fog'))} is in" in str(caught.value)
+    by_hand = f"put {shape.archive} from {shape.mirror} into the folder that ADVBOOK_DATA names, as it is or unpacked"
+    assert str(caught.value).endswith(by_hand)
+    assert corruptions_available(family.name) == ()
+    assert corruptions_available(family.name, tmp_path / "nowhere") == ()
+    assert main(["fetch", family.name]) == 1
+    assert capsys.readouterr().err == f"advbook.datasets: {family.name} is not fetched: {by_hand}\n"
+
+
+def test_some_corruptions(family, tmp_path, monkeypatch, capsys):
+    family.write(tmp_path)
+    (tmp_path / CORRUPTED[family.name].paths("glass_blur")[0]).unlink()
+    assert corruptions_available(family.name, tmp_path) == ("fog",)
+    monkeypatch.setenv("ADVBOOK_DATA", str(tmp_path))
+    assert main([]) == 0
+    (row,) = (line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(f"{family.name} "))
+    assert row[-4:] == ["1", "of", "2", CORRUPTED[family.name].title]
+    corrupted(family.name, "fog", severities(family.name)[0])
+    with pytest.raises(MissingData, match="glass_blur"):
+        corrupted(family.name, "glass_blur", severities(family.name)[0])
+
+
+def test_an_unknown_corruption(family):
+    with pytest.raises(
+        ValueError, match=f"corruption of {family.name} 'glas_blur' is unknown; did you mean 'glass_blur'"
+    ):
+        corrupted(family.name, "glas_blur", 1)
+    for ask in (lambda: corrupted("mnist-c", "fog"), lambda: corruptions_available("mnist-c")):
+        with pytest.raises(ValueError, match="set of corruptions 'mnist-c' is unknown; did you mean 'mnist_c'"):
+            ask()
+
+
+@pytest.mark.parametrize("severity", [None, 0, 6, -1])
+def test_a_severity_that_is_not_there(severity):
+    with pytest.raises(ValueError, match=f"^severity is {severity}; cifar10_c has severities 1 to 5$"):
+        corrupted("cifar10_c", "fog", severity)
+    if severity is not None:
+        with pytest.raises(ValueError, match=f"^severity is {severity}; mnist_c was published at one severity"):
+            corrupted("mnist_c", "fog", severity)
+
+
+@pytest.mark.parametrize("n", [0, 10_001])
+def test_more_corrupted_images_than_there_are(n):
+    with pytest.raises(ValueError, match=f"^n is {n}; mnist_c fog has 10000 images, so it must be 1 to 10000$"):
+        corrupted("mnist_c", "fog", n=n)
+
+
+def test_an_archive_of_corruptions_is_verified_first(family, tmp_path):
+    family.pack(tmp_path)
+    path = tmp_path / CORRUPTED[family.name].archive
+    path.write_bytes(flipped(path.read_bytes()))
+    with pytest.raises(DamagedData, match=r"is damaged or is not the published file \(wrong sha256\)") as caught:
+        corrupted(family.name, "fog", severities(family.name)[0], root=tmp_path)
+    assert one_sentence(caught.value)
+    family.write(tmp_path)
+    with pytest.raises(DamagedData):  # loose files beside it do not step in silently
+        corrupted(family.name, "fog", severities(family.name)[0], root=tmp_path)
+
+
+def test_an_archive_is_hashed_once_as_long_as_it_is_the_same(family, tmp_path, monkeypatch):
+    family.pack(tmp_path)
+    hashed = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(datasets.hashlib, "file_digest", lambda *a: hashed.append(a) or digest(*a))
+    for _ in range(3):
+        corrupted(family.name, "fog", severities(family.name)[0], root=tmp_path)
+    assert len(hashed) == 1
+    path = tmp_path / CORRUPTED[family.name].archive
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(DamagedData):
+        corrupted(family.name, "fog", severities(family.name)[0], root=tmp_path)
+
+
+def test_the_archive_is_preferred_to_loose_files(family, tmp_path):
+    family.pack(tmp_path)
+    family.raw = {path: npy(np.zeros_like(np.load(io.BytesIO(raw)))) for path, raw in family.raw.items()}
+    family.write(tmp_path)
+    assert corrupted(family.name, "fog", severities(family.name)[0], root=tmp_path).x.max() > 0
+
+
+def wrong_images(family):
+    x = family.x["fog"]
+    return {
+        "as floats": x / 255,
+        "as signed": x.astype(np.int8),
+        "of another size": x[:, 1:],
+        "fewer": x[1:],
+        "channels first": np.ascontiguousarray(x.transpose(0, 3, 1, 2)),
+        "objects": np.array([None, {}], dtype=object),
+    }
+
+
+@pytest.mark.parametrize("what", ["as floats", "as signed", "of another size", "fewer", "channels first", "objects"])
+@pytest.mark.parametrize("form", ["loose", "packed"])
+def test_images_of_another_form_are_refused(family, what, form, tmp_path):
+    raw = npy(wrong_images(family)[what])
+    family.write(tmp_path) if form == "loose" else family.pack(tmp_path, {CORRUPTED[family.name].paths("fog")[0]: raw})
+    if form == "loose":
+        (tmp_path / CORRUPTED[family.name].paths("fog")[0]).write_bytes(raw)
+    with pytest.raises(DamagedData) as caught:
+        corrupted(family.name, "fog", severities(family.name)[0], root=tmp_path)
+    assert one_sentence(caught.value)
+
+
+@pytest.mark.parametrize("change", [lambda y: y[1:], lambda y: y + 5, lambda y: y.astype(int) - 1, lambda y: y / 2])
+def test_labels_of_another_form_are_refused(family, change, tmp_path):
+    family.write(tmp_path)
+    (tmp_path / CORRUPTED[family.name].paths("fog")[1]).write_bytes(npy(change(family.y)))
+    with pytest.raises(DamagedData) as caught:
+        corrupted(family.name, "fog", severities(family.name)[0], root=tmp_path)
+    assert one_sentence(caught.value)
+
+
+def test_an_archive_without_the_corruption(family, tmp_path):
+    family.raw = {path: raw for path, raw in family.raw.items() if "fog" not in path}
+    family.pack(tmp_path)
+    with pytest.raises(DamagedData, match=r"cannot be unpacked: (?i:there is no item named '[^']*fog)"):
+        corrupted(family.name, "fog", severities(family.name)[0], root=tmp_path)
+
+
+def test_images_without_their_labels(family, tmp_path):
+    family.write(tmp_path)
+    images, labels = CORRUPTED[family.name].paths("fog")
+    (tmp_path / labels).unlink()
+    with pytest.raises(DamagedData, match=f"{images} in .* or {labels} is not beside it"):
+        corrupted(family.name, "fog", severities(family.name)[0], root=tmp_path)
+
+
 # --- available, and the command line
 
 
@@ -562,9 +824,11 @@ def test_command_list(toy, data, capsys):
     assert capsys.readouterr().out == default
     assert "python -m advbook.datasets fetch NAME" in default
     rows = {line.split()[0]: line for line in default.splitlines()[4:-2]}
-    assert list(rows) == list(DATASETS)
+    assert list(rows) == [*DATASETS, *CORRUPTED]
     assert rows["toy"].split() == ["toy", "300", "+", "20", "train,", "test", "Toy"]
     assert rows["emnist"].split() == ["emnist", "240000", "+", "40000", "-", "EMNIST", "digits"]
+    assert rows["mnist_c"].split() == ["mnist_c", "15", "x", "10000", "-", "MNIST-C"]
+    assert rows["cifar10_c"].split() == ["cifar10_c", "19", "x", "5", "x", "10000", "-", "CIFAR-10-C"]
 
 
 def test_command_fetch(toy, mirror, capsys):
@@ -606,10 +870,29 @@ def test_module_runs(tmp_path):
 
 def test_register():
     files = [file for dataset in DATASETS.values() for file in (*dataset.files, dataset.archive) if file]
-    assert all(re.fullmatch("[0-9a-f]{64}", file.sha256) for file in files)
-    assert len({file.sha256 for file in files}) == len({file.path for file in files}) == 17
+    assert all(re.fullmatch("[0-9a-f]{64}", sha) for sha in (f.sha256 for f in (*files, *CORRUPTED.values())))
+    assert all(type(file.size) is int and file.size > 4_000 for file in files)
+    small = set(DATASETS["cifar10_small"].files)
+    whole = {file for file in files if file not in small}
+    assert len({file.sha256 for file in files}) == 17 + 7 + 3 + 2 + len(small) == 35
+    assert len({file.path for file in whole}) == 17 + 7 + 3 + 2
+    assert {file.path for file in small} == {file.path for file in DATASETS["cifar10"].files}
     assert all(url.endswith("/") for dataset in DATASETS.values() for url in dataset.mirrors)
-    assert all(len(dataset.mirrors) >= 2 for dataset in DATASETS.values())
+    assert all(len(DATASETS[name].mirrors) >= 2 for name in ("mnist", "fashion_mnist", "emnist", "emnist_mnist"))
+    assert [name for name, dataset in DATASETS.items() if not dataset.mirrors] == ["cifar10_small"]
+    assert all(len(set(dataset.classes)) == len(dataset.classes) for dataset in DATASETS.values())
+    assert {name: len(d.classes) for name, d in DATASETS.items() if len(d.classes) != 10} == {"cifar100": 100}
+    assert [len(set(family.corruptions)) for family in CORRUPTED.values()] == [15, 19]
+    assert all(family.clean in DATASETS for family in CORRUPTED.values())
+    assert all("{corruption}" in family.images for family in CORRUPTED.values())
+
+
+def test_the_sizes_of_cifar_are_those_of_its_images_and_little_more():
+    for name, per_file, least, most in (("cifar10", 10_000, 25, 40), ("cifar10_small", 1_000, 0, 1)):
+        for file in DATASETS[name].files:
+            assert least < file.size / per_file - (3072 + 2) < most, file  # a label and, in the whole set, a file name
+    for split, part in DATASETS["cifar100"].splits.items():
+        assert 25 < part.files[0].size / part.count - (3072 + 4) < 40, split  # two labels and a name an image
 
 
 def test_register_of_emnist_against_the_published_list():
@@ -635,6 +918,8 @@ COUNTS = {
     ("fashion_mnist", "train"): [6000] * 10,
     ("fashion_mnist", "test"): [1000] * 10,
     ("emnist_mnist", "test"): [1000] * 10,
+    ("cifar10_small", "train"): [508, 515, 478, 484, 527, 469, 497, 512, 518, 492],
+    ("cifar10_small", "test"): [103, 89, 100, 103, 90, 86, 112, 102, 106, 109],
 }
 
 
@@ -642,7 +927,7 @@ COUNTS = {
 def test_real_files(name, split):
     images = real(name, split)
     size = DATASETS[name].splits[split].count
-    assert images.x.shape == (size, 1, 28, 28)
+    assert images.x.shape == (size, 3, 32, 32) if "cifar" in name else (size, 1, 28, 28)
     assert images.x.is_contiguous()
     assert (images.x.min(), images.x.max()) == (0, 1)
     assert torch.bincount(images.y).tolist() == COUNTS[name, split]
@@ -653,6 +938,28 @@ def test_real_first_rows():
     real("mnist", "test")
     assert load("mnist", n=10, root=REAL).y.tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     assert load("fashion_mnist", "test", n=3, root=REAL).y.tolist() == [9, 2, 1]
+
+
+def test_real_cifar():
+    images = real("cifar10_small", "train")
+    assert images.y[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]
+    blue = {c: (images.x[images.y == k, 2] - images.x[images.y == k, 0]).mean() for k, c in enumerate(images.classes)}
+    assert min(blue["airplane"], blue["ship"]) > 0.02 > max(blue["deer"], blue["frog"], blue["horse"])  # sky and sea
+    top = images.x[images.y == 0][:, :, :8].mean() - images.x[images.y == 0][:, :, 24:].mean()
+    assert top > 0  # the sky is above
+    meta = formats.parse_pickle((REAL / "CIFAR10/cifar-10-batches-py/batches.meta").read_bytes())
+    assert tuple(name.decode() for name in meta[b"label_names"]) == images.classes == DATASETS["cifar10"].classes
+
+
+def test_real_cifar_is_told_apart(monkeypatch, capsys):
+    real("cifar10_small", "test")
+    monkeypatch.setenv("ADVBOOK_DATA", str(REAL))
+    if available("cifar10_small"):
+        assert not available("cifar10")
+        assert main(["fetch", "cifar10"]) == 1
+        assert "data_batch_1 in ADVBOOK_DATA" in (error := capsys.readouterr().err)
+        assert "belongs to cifar10_small (CIFAR-10 (the first 1,000 images of each batch)), not to cifar10" in error
+        assert "use DATASET=cifar10_small" in error
 
 
 def test_real_fashion_is_what_the_names_say():

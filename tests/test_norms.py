@@ -10,9 +10,23 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from scipy.optimize import minimize
-from scipy.stats import chisquare, kstest
+from scipy.stats import binom, chisquare, kstest
 
-from advbook.attacks.norms import L0, L1, L2, LINF, NORMS, gaussian, normal, shells, uniform, volume, zero
+from advbook.attacks.norms import (
+    L0,
+    L1,
+    L2,
+    LINF,
+    NORMS,
+    gaussian,
+    mixed,
+    near,
+    normal,
+    shells,
+    uniform,
+    volume,
+    zero,
+)
 
 EVERY = list(NORMS.values())
 CONVEX = [LINF, L2, L1]
@@ -406,6 +420,87 @@ def test_l0_starts_change_random_pixels_in_all_channels_to_uniform_values():
     fewer = L0.size(shells(L0, 3)(wide, seeded())).long()
     assert chisquare(np.bincount(fewer, minlength=4), [count / 4] * 4).pvalue > 1e-3, "zero to three pixels"
     assert (L0.size(volume(L0, 100)(wide, seeded())) == 6).all(), "not more than there are"
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 4, 4), (7,), (2,)], ids=str)
+@pytest.mark.parametrize("norm", EVERY, **by_name)
+def test_near_starts_are_gaussian_with_the_published_standard_deviation(norm, shape):
+    """eps / (2 ln D), the same under every norm: at 28 x 28 pixels .3 / (2 ln 784) = .0225."""
+    u = near(norm, 0.3)(torch.ones(20_000 // math.prod(shape) + 1, *shape), seeded()).flatten().double()
+    expected = 0.3 / (2 * math.log(math.prod(shape)))
+    if shape == (1, 28, 28):
+        assert expected == pytest.approx(0.0225, abs=5e-5)
+    assert u.std().item() == pytest.approx(expected, rel=5 / math.sqrt(2 * len(u)))  # five standard errors
+    assert abs(u.mean().item()) < 5 * expected / math.sqrt(len(u))
+    assert kstest(u / expected, "norm").pvalue > 1e-3
+
+
+def test_near_starts_come_from_the_generator_alone_and_keep_shape_and_type():
+    single, double = torch.ones(5, 3, 2, 2), torch.zeros(5, 3, 2, 2, dtype=torch.float64)
+    u = near(LINF, 0.3)(single, seeded(1))
+    assert (u.shape, u.dtype) == (single.shape, single.dtype)
+    torch.manual_seed(3)
+    assert torch.equal(u, near(LINF, 0.3)(0 * single, seeded(1)))
+    assert not torch.equal(u, near(LINF, 0.3)(single, seeded(2)))
+    torch.testing.assert_close(near(LINF, 0.3)(double, seeded(1)).float(), u)
+    assert (near(LINF, 0.0)(single, seeded(1)) == 0).all()
+    assert near(LINF, 0.3)(torch.zeros(4, 1), seeded()).isfinite().all(), "one entry has ln D = 0"
+
+
+def constant(value):
+    return lambda like, generator: torch.full_like(like, value)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_every_row_draws_its_own_start_and_all_are_as_likely(count):
+    """A share outside the bounds has a chance of 1e-6."""
+    rows = 3_000
+    u = mixed([constant(float(value)) for value in range(count)])(torch.zeros(rows, 2, 3), seeded())
+    chosen = u[:, 0, 0]
+    assert torch.equal(u, chosen.view(-1, 1, 1).expand_as(u)), "a row has one start"
+    low, high = binom.interval(1 - 1e-6, rows, 1 / count)
+    for value in range(count):
+        assert low <= (chosen == value).sum() <= high
+    same = (chosen[1:] == chosen[:-1]).sum()
+    low, high = binom.interval(1 - 1e-6, rows - 1, 1 / count)
+    assert low <= same <= high, "neighbours are independent"
+
+
+def test_a_whole_batch_has_one_start_and_all_are_as_likely_among_batches():
+    start, random, chosen = mixed([constant(0.0), constant(1.0), constant(2.0)], whole_batch=True), seeded(), []
+    for _ in range(600):
+        u = start(torch.zeros(4, 2), random)
+        assert (u == u[0, 0]).all()
+        chosen.append(int(u[0, 0]))
+    low, high = binom.interval(1 - 1e-6, 600, 1 / 3)
+    assert all(low <= count <= high for count in np.bincount(chosen, minlength=3))
+
+
+@pytest.mark.parametrize("whole_batch", [False, True])
+def test_a_mixture_is_made_of_rows_of_its_starts(whole_batch):
+    """Row for row one of what the starts give when they draw one after the other."""
+    starts, like = [near(LINF, 0.3), shells(LINF, 0.3), zero(LINF, 0.3)], torch.zeros(60, 1, 3, 3)
+    random = seeded(5)
+    candidates = torch.stack([start(like, random) for start in starts])
+    u = mixed(starts, whole_batch=whole_batch)(like, seeded(5))
+    same = (candidates == u).flatten(2).all(2)  # [starts, B]
+    assert (same.sum(0) == 1).all()
+    assert same.any(1).sum() == (1 if whole_batch else 3)
+    assert torch.equal(u, mixed(starts, whole_batch=whole_batch)(like, seeded(5)))
+
+
+def test_a_mixture_costs_the_same_randomness_whatever_it_draws():
+    after = set()
+    for whole_batch in (False, True):
+        starts = [near(LINF, 0.3), zero(LINF, 0.3)]
+        ends = []
+        for order in (starts, starts[::-1]):
+            random = seeded(2)
+            mixed(order, whole_batch=whole_batch)(torch.zeros(1, 4), random)
+            ends.append(torch.rand(1, generator=random).item())
+        assert ends[0] == ends[1]
+        after.add(ends[0])
+    assert len(after) == 1, "one row: one draw either way"
 
 
 def test_the_norms_are_known_by_their_names():

@@ -13,10 +13,12 @@ from advbook.attacks import objectives
 from advbook.attacks.objectives import (
     cross_entropy,
     dlr,
+    doubt,
     fooled,
     log_odds,
     margin,
     other_confidence,
+    other_log_confidence,
     reached,
     top_confidence,
     towards_confidence,
@@ -56,7 +58,9 @@ FORMULAS = {
     log_odds: lambda row, y: logsumexp(others(row, y)) - row[y],
     margin: lambda row, y: max(others(row, y)) - row[y],
     other_confidence: lambda row, y: max(others(softmax(row), y)),
+    other_log_confidence: lambda row, y: max(others(log_softmax(row), y)),
     top_confidence: lambda row, y: max(log_softmax(row)),
+    doubt: lambda row, y: logsumexp(others(row, row.index(max(row)))) - max(row),
     towards_cross_entropy: lambda row, t: log_softmax(row)[t],
     towards_margin: lambda row, t: row[t] - max(others(row, t)),
     towards_confidence: lambda row, t: softmax(row)[t],
@@ -121,6 +125,53 @@ def test_saturated_logits_give_finite_numbers():
         assert slope(objective, logits, y).isfinite().all(), objective
     assert cross_entropy(logits, y)[1] > 1e29
     assert fooled(logits, y).tolist() == [False, True, False]
+
+
+# --- the confidence in a wrong class, and in the likeliest one ------------------------------------------------------
+
+
+@given(cases(scales=(0.0, 1.0, 8.0)))
+def test_the_wrong_confidence_and_its_logarithm_rise_and_fall_together(case):
+    """d p = p d(log p): where the softmax does not round, a sign step is the same for both."""
+    logits, y = drawn(*case, dtype=torch.float64)
+    value, log = other_confidence(logits, y), other_log_confidence(logits, y)
+    torch.testing.assert_close(log.exp(), value, atol=1e-12, rtol=1e-9)
+    expected = value[:, None] * slope(other_log_confidence, logits, y)
+    torch.testing.assert_close(slope(other_confidence, logits, y), expected, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e6, 1e30])
+def test_the_logarithm_keeps_the_gradient_that_the_wrong_confidence_loses(scale):
+    logits, y = torch.tensor([[1.0, 0.0, 0.5]]) * scale, torch.tensor([0])
+    assert (slope(other_confidence, logits, y) == 0).all()
+    assert slope(other_log_confidence, logits, y).tolist() == [[-1.0, 0.0, 1.0]]
+    assert other_log_confidence(logits, y).item() == pytest.approx(-0.5 * scale)
+
+
+def test_the_wrong_confidence_of_an_error_is_the_confidence():
+    logits, y = torch.tensor([[3.0, 1.0, 0.0]]), torch.tensor([1])
+    assert torch.equal(other_log_confidence(logits, y), top_confidence(logits, y))
+
+
+@given(cases(scales=(0.0, 1.0, 8.0)))
+def test_doubt_is_the_log_odds_against_the_confidence_and_falls_as_it_rises(case):
+    logits, y = drawn(*case, dtype=torch.float64)
+    found = doubt(logits, y)
+    torch.testing.assert_close((-found).sigmoid(), top_confidence(logits, y).exp(), atol=1e-12, rtol=1e-9)
+    assert torch.equal(found, doubt(logits, (y + 1) % logits.shape[1])), "the label does not matter"
+    assert (found <= math.log(logits.shape[1] - 1) + 1e-9).all(), "most doubt is the uniform distribution"
+    steps = slope(doubt, logits, y)
+    top = logits.argmax(1, keepdim=True)
+    torch.testing.assert_close(steps.gather(1, top), -torch.ones(len(y), 1, dtype=torch.float64))
+    assert (steps.scatter(1, top, 0) >= 0).all()
+
+
+def test_doubt_is_largest_for_equal_logits_and_keeps_its_gradient_where_the_network_is_sure():
+    y = torch.tensor([0])
+    assert doubt(torch.zeros(1, 5), y).item() == pytest.approx(math.log(4))
+    sure = torch.tensor([[0.0, 1e6, 5e5]])
+    assert doubt(sure, y).item() == pytest.approx(-5e5)
+    assert slope(doubt, sure, y).tolist() == [[0.0, -1.0, 1.0]]
 
 
 # --- the margin ---------------------------------------------------------------------------------------------------
@@ -199,6 +250,7 @@ ONE_CLASS = {
     cross_entropy: 0, log_odds: torch.finfo(torch.float32).min, margin: torch.finfo(torch.float32).min,
     other_confidence: 0, top_confidence: 0, towards_cross_entropy: 0, towards_confidence: 1,
     towards_margin: torch.finfo(torch.float32).max, dlr: torch.finfo(torch.float32).min, fooled: False, reached: True,
+    other_log_confidence: torch.finfo(torch.float32).min, doubt: torch.finfo(torch.float32).min,
 }  # fmt: skip
 
 

@@ -14,15 +14,15 @@ from advbook import chapters
 
 # A module imports from its own layer and from those above it in this list.
 LAYERS = (
-    ("files",),
-    ("fonts", "datasets"),
+    ("files", "formats"),
+    ("fonts", "datasets", "corruptions"),
     ("networks",),
     ("manifolds",),
     ("fleet", "capture"),
     ("kernels",),
     ("attacks",),
     ("training",),
-    ("metrics", "gaussian"),
+    ("metrics", "confidence", "gaussian"),
     ("store",),
     ("ledger",),
     ("experiments",),

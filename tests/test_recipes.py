@@ -164,8 +164,9 @@ def test_perturbing_images_asks_nothing_of_the_host(recipe):
     attacked, (rows, labels) = fleet("meta").eval(), torch.zeros(2, 2, 3, dtype=torch.long, device="meta")
     for part in mix(recipe, setting, BUDGETS, ADVERSARY).perturbed:
         with Devices() as seen:
-            images = training._perturbed_images(part, attacked, 28, rows, labels, part.around[rows])
-        assert images.shape == (2, 3, 1, 28, 28)
+            u = training._moves(part, attacked, 28, rows, labels, part.around[rows])
+            images = part.space(rows.flatten()).image(u)
+        assert images.shape == (6, 1, 28, 28)
         assert seen.devices == {"meta"}
 
 

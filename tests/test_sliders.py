@@ -21,11 +21,12 @@ from parity import WIDGET_STATE, attacked, largest, net_job, parity, published_s
 from torch import Tensor, nn
 from traitlets import TraitError
 
+from advbook import confidence
 from advbook.fonts import IDENTITY, THETA_HIGH, THETA_LOW, transform
 from advbook.networks import cnn
-from advbook.sliders import LatentSlider, OffManifoldWalk, OnManifoldAttack
+from advbook.sliders import AttackDirection, LatentSlider, OffManifoldWalk, OnManifoldAttack, ThresholdSlider
 from advbook.sliders.base import source
-from advbook.sliders.pack import pack, pack_fonts
+from advbook.sliders.pack import pack, pack_fonts, pack_together
 
 FONTS, CLASSES, STEPS = 4, 10, 7
 EXAMPLES, LAST = 3, 8  # of the attack: examples, and the last step of a path
@@ -93,9 +94,9 @@ def confidences(prototypes: np.ndarray, theta: np.ndarray, zeta: np.ndarray) -> 
     return probabilities.view(*zeta.shape[:2], -1).numpy()
 
 
-def sharp() -> nn.Sequential:
+def sharp(seed: int = 0) -> nn.Sequential:
     """A classifier that is surer of itself."""
-    network = classifier()
+    network = classifier(seed)
     with torch.no_grad():
         network[-1].weight.mul_(8)
     return network
@@ -124,6 +125,66 @@ def attack_arguments(**changes: Any) -> dict[str, Any]:
 
 def on_manifold_attack(**changes: Any) -> OnManifoldAttack:
     return OnManifoldAttack(**attack_arguments(**changes))
+
+
+TAUS = {"adversarial training": 0.6, "CCAT": 0.9, "normal": 0.3}
+
+
+def direction_arguments(**changes: Any) -> dict[str, Any]:
+    """Letters, three networks, and against each its own noise."""
+    rng = np.random.default_rng(5)
+    letters = blobs()[2, :EXAMPLES, None] / np.float32(255)  # [E, 1, H, W]
+    arguments: dict[str, Any] = {
+        "images": letters,
+        "labels": [3, 1, 2],
+        "class_names": list("ABCDEFGHIJ"),
+        "networks": {name: sharp(seed) for seed, name in enumerate(TAUS)},
+        "deltas": {name: 0.4 * np.sign(rng.normal(size=letters.shape)) for name in TAUS},
+        "taus": TAUS,
+    }
+    return {**arguments, **changes}
+
+
+def attack_direction(**changes: Any) -> AttackDirection:
+    return AttackDirection(**direction_arguments(**changes))
+
+
+IMAGES, SHOWN = 60, 8  # of the threshold: images in all, and those with a picture
+NETWORKS, THREATS = ("normal", "CCAT"), ("Linf, seen", "Linf, larger", "L2")
+TAU99 = {"normal": 0.5, "CCAT": 0.25}
+
+
+def threshold_arguments(seed: int = 0, **changes: Any) -> dict[str, Any]:
+    """Confidences with ties, of networks that are surer where they are right."""
+    rng = np.random.default_rng(seed)
+    letters = blobs()[:, :, None].reshape(-1, 1, 28, 28)[:SHOWN]
+
+    def booleans(p: float) -> np.ndarray:
+        return rng.random(IMAGES) < p
+
+    def confidence() -> np.ndarray:
+        return rng.beta(3, 2, IMAGES).round(2).astype(np.float32)
+
+    def pictures() -> np.ndarray:
+        return np.clip(letters + rng.integers(-60, 60, letters.shape), 0, 255).astype(np.uint8)
+
+    def each(make: Any) -> dict[str, dict[str, Any]]:
+        return {name: {threat: make() for threat in THREATS} for name in NETWORKS}
+
+    arguments: dict[str, Any] = {
+        "clean_confidence": {name: confidence() for name in NETWORKS},
+        "clean_correct": {name: booleans(0.9) for name in NETWORKS},
+        "attacked_confidence": each(confidence),
+        "attacked_wrong": each(lambda: booleans(0.6)),
+        "tau99": TAU99,
+        "clean_images": letters,
+        "attacked_images": each(pictures),
+    }
+    return {**arguments, **changes}
+
+
+def threshold_slider(**changes: Any) -> ThresholdSlider:
+    return ThresholdSlider(**threshold_arguments(**changes))
 
 
 def zeta_of(figure: OnManifoldAttack) -> list[float]:
@@ -173,7 +234,7 @@ def test_linear_relu_softmax_flatten():
 
 
 @pytest.mark.node
-@pytest.mark.parametrize("figure", [latent_slider, off_manifold_walk, on_manifold_attack])
+@pytest.mark.parametrize("figure", [latent_slider, off_manifold_walk, on_manifold_attack, attack_direction])
 def test_figures_agree_with_torch(figure):
     differences = parity(state_of(figure()), count=30)
     assert differences.image <= 1e-4
@@ -227,7 +288,7 @@ def test_prototypes_come_back_exactly():
 @pytest.mark.node
 def test_published_states_are_found_in_a_notebook(tmp_path):
     Widget.close_all()
-    latent_slider(), off_manifold_walk(), on_manifold_attack()
+    latent_slider(), off_manifold_walk(), on_manifold_attack(), attack_direction(), threshold_slider()
     saved = Widget.get_manager_state()["state"]
     for model in saved.values():
         split = {k: v for k, v in model["state"].items() if isinstance(v, bytes | memoryview)}
@@ -238,7 +299,8 @@ def test_published_states_are_found_in_a_notebook(tmp_path):
     notebook = nbformat.v4.new_notebook(metadata={"widgets": {WIDGET_STATE: {"state": saved}}})
     nbformat.write(notebook, tmp_path / "chapter.ipynb")
     states = published_states(tmp_path / "chapter.ipynb")
-    assert len(states) == 3
+    assert len(states) == 4
+    assert sum("classifiers" in state for state in states) == 1
     assert sum("path" in state for state in states) == 1
     for state in states:
         assert max(parity(state, count=5)) <= 1e-4
@@ -286,7 +348,7 @@ def test_unknown_layers_are_refused_when_packed(layer):
         pack(nn.Sequential(layer))
 
 
-@pytest.mark.parametrize("figure", [LatentSlider, OffManifoldWalk, OnManifoldAttack])
+@pytest.mark.parametrize("figure", [LatentSlider, OffManifoldWalk, OnManifoldAttack, AttackDirection, ThresholdSlider])
 def test_figures_load_nothing(figure):
     text = figure._esm + figure._css
     assert not re.search(r"\bimport\b|\bfetch\b|XMLHttpRequest|WebSocket|\burl\(|@import", text)
@@ -337,7 +399,9 @@ def test_start_values_and_examples():
     assert walk.controls[1]["options"] == ["1: A", "2: B", "3: C"]
 
 
-@pytest.mark.parametrize("figure", [latent_slider, off_manifold_walk, on_manifold_attack])
+@pytest.mark.parametrize(
+    "figure", [latent_slider, off_manifold_walk, on_manifold_attack, attack_direction, threshold_slider]
+)
 def test_mime_bundle_has_widget_still_and_words(figure):
     data, _ = figure()._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in data
@@ -524,3 +588,268 @@ def test_attack_refuses(changes, message):
 def test_attack_refuses_layers_that_the_browser_cannot_run():
     with pytest.raises(TypeError, match="Tanh"):
         on_manifold_attack(classifier=nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.Tanh()))
+
+
+@pytest.mark.node
+@pytest.mark.parametrize("network", range(len(TAUS)))
+def test_parity_notices_each_of_several_networks(network):
+    state = state_of(attack_direction())
+    # Only JS skips the layer of a kind that torch knows as well.
+    layers = [list(one) for one in state["classifiers"]]
+    layers[network] = [*layers[network], {"op": "relu", "tensors": {}}]
+    esm = state["_esm"].replace("(v > 0 ? v : 0)", "(v > 0 || data.length === 10 ? v : 0)")
+    assert esm != state["_esm"]
+    assert parity({**state, "classifiers": layers}, count=2).logits <= 1e-4
+    assert parity({**state, "classifiers": layers, "_esm": esm}, count=2).logits > 0.01
+
+
+def test_networks_packed_together_are_what_they_are_alone():
+    networks = [sharp(seed) for seed in range(3)]
+    layers, weights = pack_together(networks)
+    x = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    for network, its in zip(networks, layers, strict=True):
+        alone, bytes_alone = pack(network)
+        assert largest(run_torch(its, weights, x), run_torch(alone, bytes_alone, x)) == 0
+    assert len(weights) == sum(len(pack(network)[1]) for network in networks)
+
+
+def test_a_step_is_held_to_its_range_and_starts_at_the_attacks_end():
+    figure = attack_direction(t_max=1.5)
+    assert (figure.t, figure.example) == (1, 0)
+    figure.t = 1.5
+    with pytest.raises(TraitError, match=r"t = 1\.6 .*allowed is 0 to 1\.5"):
+        figure.t = 1.6
+    with pytest.raises(TraitError, match="example = 3"):
+        figure.example = EXAMPLES
+
+
+def test_networks_keep_the_order_in_which_they_are_given_and_their_own_deltas():
+    arguments = direction_arguments()
+    turned = attack_direction(
+        deltas=dict(reversed(arguments["deltas"].items())), taus=dict(reversed(arguments["taus"].items()))
+    )
+    plain = attack_direction()
+    assert turned.networks == plain.networks == list(TAUS)
+    assert (turned.deltas, turned.taus) == (plain.deltas, plain.taus)
+    deltas = np.frombuffer(plain.deltas, "<f4").reshape(len(TAUS), EXAMPLES, 1, 28, 28)
+    for delta, name in zip(deltas, TAUS, strict=True):
+        assert np.array_equal(delta, arguments["deltas"][name].astype(np.float32))
+
+
+def test_still_of_a_direction_says_rejected_below_tau():
+    arguments = direction_arguments()
+    none, all_ = (attack_direction(taus=dict.fromkeys(TAUS, tau)) for tau in (0.0, 1.0))
+    assert none.still() != all_.still()
+    figure = attack_direction()
+    before = figure.still()
+    figure.example = 1
+    assert figure.still() != before
+    assert arguments["class_names"][1] in figure.alt()
+
+
+NOT_FINITE = {name: np.full((EXAMPLES, 1, 28, 28), np.nan) for name in TAUS}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": np.zeros((3, 28, 28))}, r"images have shape \[3, 28, 28\]; allowed is \[E, 1, H, W\]"),
+        ({"images": np.zeros((0, 1, 28, 28))}, "E at least 1"),
+        ({"images": np.zeros((3, 3, 28, 28))}, "images have shape"),
+        ({"images": np.full((3, 1, 28, 28), 1.5)}, r"images has 1\.5; allowed are numbers from 0 to 1"),
+        ({"images": np.full((3, 1, 28, 28), np.nan)}, "images has nan"),
+        ({"labels": [0, 1, 10]}, r"labels = \[0, 1, 10\]; allowed: 3 classes from 0 to 9"),
+        ({"labels": [0, 1]}, "labels"),
+        ({"class_names": list("ABCD")}, r"networks\['adv.* gives \[1, 10\]"),
+        ({"networks": {}}, "allowed are 2 to 4 networks"),
+        ({"networks": {"normal": sharp()}}, r"networks has the names \['normal'\]; allowed are 2 to 4"),
+        ({"networks": {n: nn.Sequential(nn.Flatten(), nn.Linear(9, 10)) for n in TAUS}}, r"networks\['adv.* does not"),
+        ({"deltas": {"CCAT": 0}}, r"deltas has the names \['CCAT'\]; allowed"),
+        ({"deltas": NOT_FINITE}, "deltas .*all finite"),
+        ({"deltas": {**NOT_FINITE, "CCAT": np.zeros(3)}}, r"deltas\['CCAT'\] has shape \[3\]"),
+        ({"deltas": {name: np.zeros((3, 1, 28, 27)) for name in TAUS}}, r"deltas have shape \[3, 1, 28, 27\]"),
+        ({"taus": {**TAUS, "other": 0.5}}, "taus has the names"),
+        ({"taus": {**TAUS, "CCAT": 1.2}}, r"taus has 1\.2"),
+        ({"taus": {**TAUS, "CCAT": np.nan}}, "taus has nan"),
+        ({"t_max": 0.5}, r"t_max = 0\.5"),
+        ({"t_max": np.inf}, "t_max = inf"),
+    ],
+)
+def test_direction_refuses(changes, message):
+    with pytest.raises(ValueError, match=message):
+        attack_direction(**changes)
+
+
+def test_direction_refuses_layers_that_the_browser_cannot_run():
+    last = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.Tanh())
+    with pytest.raises(TypeError, match="Tanh"):
+        attack_direction(networks={**direction_arguments()["networks"], "CCAT": last})
+
+
+RATES = ["accuracy", "cleanRejected", "error", "robustError", "adversarialRejected"]  # in the order of JS
+
+
+def numpy_rates(c: np.ndarray, correct: np.ndarray, attacked: np.ndarray, wrong: np.ndarray, tau: float) -> list[float]:
+    """The rates by their formulas, image by image; 0/0 is -1."""
+    limit = np.float32(tau)
+    clean_in, attacked_in = c >= limit, attacked >= limit
+    errors = [max(not ok and a, w and b) for ok, a, w, b in zip(correct, clean_in, wrong, attacked_in, strict=True)]
+    either = [max(a, b) for a, b in zip(clean_in, attacked_in, strict=True)]
+    found = correct & wrong
+    return [
+        correct[clean_in].mean() if clean_in.any() else -1,
+        1 - clean_in.mean(),
+        (~correct)[clean_in].mean() if clean_in.any() else -1,
+        sum(errors) / sum(either) if any(either) else -1,
+        (~attacked_in)[found].mean() if found.any() else -1,
+    ]
+
+
+def js_rates(esm: str, arrays: list[np.ndarray], taus: list[float]) -> np.ndarray:
+    names = ["cleanConfidence", "cleanCorrect", "attackedConfidence", "attackedWrong"]
+    job = {"confidences": {k: a.tolist() for k, a in zip(names, arrays, strict=True)}, "taus": taus}
+    return run_js(esm, [job])[0].numpy()
+
+
+def random_answers(seed: int) -> tuple[list[np.ndarray], list[float]]:
+    """Confidences with many ties, 0 and 1 among them, and thresholds that meet them."""
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(1, 40))
+    c, attacked = (rng.integers(0, 11, count).astype(np.float32) / np.float32(10) for _ in range(2))
+    correct, wrong = (rng.random(count) < p for p in rng.random(2))
+    return [c, correct, attacked, wrong], [0.0, *np.linspace(0.05, 0.95, 19).tolist(), 1.0, *c.tolist()]
+
+
+@pytest.mark.node
+@pytest.mark.parametrize("seed", range(6))
+def test_rates_in_js_are_those_of_numpy(seed):
+    arrays, taus = random_answers(seed)
+    expected = [numpy_rates(*arrays, tau) for tau in taus]
+    assert js_rates(ThresholdSlider._esm, arrays, taus) == pytest.approx(np.array(expected), abs=1e-6)
+
+
+@pytest.mark.node
+def test_rates_in_js_are_the_books_errors():
+    for seed in range(4):
+        arrays, taus = random_answers(seed)
+        taus = np.float32(taus).tolist()
+        clean = confidence.Answers(arrays[0].astype(float), arrays[1])
+        attacked = confidence.Answers(arrays[2].astype(float), ~arrays[3])
+        shown = js_rates(ThresholdSlider._esm, arrays, taus)
+        known = [confidence.error(clean, taus), confidence.robust_error(clean, attacked, taus)]
+        for name, values in zip(["error", "robustError"], known, strict=True):
+            assert shown[:, RATES.index(name)] == pytest.approx(np.nan_to_num(values, nan=-1), abs=1e-6)
+        assert 1 - shown[:, RATES.index("cleanRejected")] == pytest.approx(confidence.acceptance(clean, taus), abs=1e-6)
+
+
+@pytest.mark.node
+def test_a_threshold_of_one_accepts_a_confidence_of_one_and_else_nothing_is_accepted():
+    sure, unsure = np.float32([1, 0.5]), np.float32([0.999, 0.5])
+    yes, no = np.array([True, True]), np.array([False, False])
+    assert js_rates(ThresholdSlider._esm, [sure, yes, sure, no], [1.0])[0].tolist() == [1, 0.5, 0, 0, -1]
+    assert js_rates(ThresholdSlider._esm, [unsure, yes, unsure, ~no], [1.0])[0].tolist() == [-1, 1, -1, -1, 1]
+
+
+@pytest.mark.node
+def test_another_formula_gives_other_rates():
+    esm = ThresholdSlider._esm
+    arrays, taus = random_answers(1)
+    for right, wrong in [
+        ("confidence >= Math", "confidence > Math"),
+        ("clean || attacked", "clean"),
+        ("Math.fround(tau)", "tau"),
+        ("errs || (", "("),
+    ]:
+        assert right in esm
+        other = js_rates(esm.replace(right, wrong), arrays, taus)
+        assert abs(other - js_rates(esm, arrays, taus)).max() > 0.01, right
+
+
+def test_a_new_network_sets_tau_to_its_own_threshold():
+    figure = threshold_slider()
+    assert figure.tau == TAU99["normal"]
+    figure.tau = 0.9
+    figure.threat = 1
+    assert figure.tau == 0.9
+    figure.network = 1
+    assert figure.tau == TAU99["CCAT"]
+    figure.set_state({"network": 0, "tau": 0.7})
+    assert (figure.network, figure.tau) == (0, 0.7)
+
+
+def test_threshold_is_held_to_its_range():
+    figure = threshold_slider()
+    with pytest.raises(TraitError, match=r"tau = 1\.1 .*allowed is 0 to 1"):
+        figure.tau = 1.1
+    with pytest.raises(TraitError, match="threat = 3"):
+        figure.threat = 3
+    with pytest.raises(TraitError, match="network = 2"):
+        figure.network = 2
+
+
+def test_still_and_words_of_a_threshold_follow_tau_and_threat():
+    figure, arguments = threshold_slider(), threshold_arguments()
+    before = figure.still()
+    figure.threat, figure.tau = 2, float(arguments["attacked_confidence"]["normal"]["L2"][3])
+    clean = arguments["clean_confidence"]["normal"][:SHOWN] < figure.tau
+    attacked = arguments["attacked_confidence"]["normal"]["L2"][:SHOWN] < np.float32(figure.tau)
+    assert not attacked[3]
+    assert f"rejects {clean.sum()} of the clean and {attacked.sum()} of the attacked" in figure.alt()
+    assert "(L2)" in figure.alt()
+    assert figure.still() != before
+
+
+def test_the_threshold_weighs_five_bytes_an_answer():
+    sent = {name: len(value) for name, value in state_of(threshold_slider()).items() if isinstance(value, bytes)}
+    answers, pairs = IMAGES * len(NETWORKS), len(NETWORKS) * len(THREATS)
+    assert sent == {
+        "clean_confidence": 4 * answers,
+        "clean_correct": answers,
+        "attacked_confidence": 4 * IMAGES * pairs,
+        "attacked_wrong": IMAGES * pairs,
+        "clean_images": SHOWN * 784,
+        "attacked_images": pairs * SHOWN * 784,
+    }
+
+
+def changed(name: str, network: str, value: Any, threat: str | None = None) -> dict[str, Any]:
+    """Arguments of the threshold with one entry of a mapping replaced."""
+    given = threshold_arguments()[name]
+    return {name: {**given, network: value if threat is None else {**given[network], threat: value}}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            changed("clean_confidence", "CCAT", np.full(IMAGES, 1.01)),
+            r"clean_confidence has 1\.01; allowed are numbers",
+        ),
+        (changed("clean_confidence", "CCAT", np.full(IMAGES, np.nan)), "clean_confidence has nan"),
+        (changed("clean_confidence", "CCAT", np.zeros(3)), r"clean_confidence\['CCAT'\] has shape \[3\]; .*\[60\]"),
+        (changed("clean_confidence", "other", np.zeros(3)), "clean_confidence has the names .*'other'"),
+        ({"clean_confidence": {}}, r"clean_confidence has the names \[\]"),
+        ({"clean_confidence": {name: [] for name in NETWORKS}}, "B at least 1"),
+        (changed("clean_correct", "CCAT", np.ones(IMAGES, int)), "clean_correct has arrays of int64"),
+        ({"clean_correct": {name: [True] for name in NETWORKS}}, r"clean_correct.*\[2, 1\].*allowed: bool \[2, 60\]"),
+        ({"attacked_confidence": {}}, "at least one name"),
+        ({"attacked_confidence": {name: {} for name in NETWORKS}}, "at least one name"),
+        (changed("attacked_confidence", "CCAT", {}), r"attacked_confidence\['CCAT'\] has the names \[\]"),
+        (changed("attacked_confidence", "CCAT", np.full(IMAGES, -0.1), "L2"), r"attacked_confidence has -0\.1"),
+        (
+            changed("attacked_wrong", "CCAT", np.ones(3, bool), "L2"),
+            r"attacked_wrong\['CCAT'\]\['L2'\] has shape \[3\]",
+        ),
+        (changed("attacked_wrong", "CCAT", np.ones(3, bool), "L1"), r"attacked_wrong\['CCAT'\] has the names"),
+        ({"tau99": {"normal": 0.5}}, r"tau99 has the names \['normal'\]"),
+        ({"tau99": {**TAU99, "CCAT": 2}}, "tau99 has 2"),
+        ({"clean_images": np.zeros((SHOWN, 1, 28, 28))}, "clean_images are float64"),
+        ({"clean_images": np.zeros((SHOWN, 28, 28), np.uint8)}, r"clean_images are uint8 \[8, 28, 28\]"),
+        ({"clean_images": np.zeros((IMAGES + 1, 1, 28, 28), np.uint8)}, "with T from 1 to 60"),
+        ({"clean_images": np.zeros((3, 1, 28, 28), np.uint8)}, r"attacked_images are uint8 \[8, 1, 28, 28\]; .*\[3, 1"),
+        (changed("attacked_images", "CCAT", np.zeros((SHOWN, 1, 28, 28)), "L2"), "attacked_images are float64"),
+    ],
+)
+def test_threshold_refuses(changes, message):
+    with pytest.raises(ValueError, match=message):
+        threshold_slider(**changes)

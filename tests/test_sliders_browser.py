@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from parity import state_of
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 from site_checks import chromium
@@ -17,12 +19,22 @@ from test_sliders import (
     EXAMPLES,
     LAST,
     MOVES,
+    RATES,
+    SHOWN,
+    TAU99,
+    TAUS,
+    THREATS,
     attack_arguments,
+    attack_direction,
     confidences,
+    direction_arguments,
     first_error,
     latent_slider,
+    numpy_rates,
     off_manifold_walk,
     on_manifold_attack,
+    threshold_arguments,
+    threshold_slider,
 )
 
 pytestmark = pytest.mark.browser
@@ -74,10 +86,17 @@ def browser() -> Iterator[Browser]:
         opened.close()
 
 
-@pytest.fixture(params=["latent", "walk", "attack"])
+@pytest.fixture(params=["latent", "walk", "attack", "direction", "threshold"])
 def figure(request: pytest.FixtureRequest, browser: Browser, tmp_path: Path) -> Iterator[Page]:
     """Each figure, open."""
-    widget = {"latent": latent_slider, "walk": off_manifold_walk, "attack": on_manifold_attack}[request.param]()
+    makers = {
+        "latent": latent_slider,
+        "walk": off_manifold_walk,
+        "attack": on_manifold_attack,
+        "direction": attack_direction,
+        "threshold": threshold_slider,
+    }
+    widget = makers[request.param]()
     yield from _opened(browser, state_of(widget), tmp_path)
 
 
@@ -94,6 +113,16 @@ def walk(browser: Browser, tmp_path: Path) -> Iterator[Page]:
 @pytest.fixture
 def attack(browser: Browser, tmp_path: Path) -> Iterator[Page]:
     yield from _opened(browser, state_of(on_manifold_attack()), tmp_path)
+
+
+@pytest.fixture
+def direction(browser: Browser, tmp_path: Path) -> Iterator[Page]:
+    yield from _opened(browser, state_of(attack_direction()), tmp_path)
+
+
+@pytest.fixture
+def threshold(browser: Browser, tmp_path: Path) -> Iterator[Page]:
+    yield from _opened(browser, state_of(threshold_slider()), tmp_path)
 
 
 def _opened(browser: Browser, state: dict[str, Any], folder: Path) -> Iterator[Page]:
@@ -210,10 +239,10 @@ def test_reset_returns_to_the_start(figure):
 
 def test_the_model_moves_the_figure(figure):
     first = next(control for control in figure.evaluate("model.get('controls')") if "min" in control)
-    before = _pictures(figure)
+    before = _pictures(figure), _words(figure)
     figure.evaluate(f"model.set('{first['name']}', 0.06)")
     _settle(figure)
-    assert _pictures(figure) != before
+    assert (_pictures(figure), _words(figure)) != before
     assert float(figure.locator("input[type=range]").first.input_value()) == pytest.approx(0.06)
 
 
@@ -438,10 +467,11 @@ def test_everything_has_a_name_and_lab_leaves_the_keys_alone(figure):
         assert control.get_attribute("data-lm-suppress-shortcuts") == "true"
         assert control.evaluate("e => e.labels.length === 1 || e.textContent === 'Reset'")
     meters = figure.get_by_role("meter")
-    assert meters.count() == 10
+    classifiers = figure.locator(".advbook-answer").count()
+    assert meters.count() == 10 * classifiers
     total = sum(float(meter.get_attribute("aria-valuenow")) for meter in meters.all())
-    assert total == pytest.approx(100, abs=1)
-    for picture in figure.locator("canvas, svg").all():
+    assert total == pytest.approx(100 * classifiers, abs=1)
+    for picture in figure.locator("canvas, svg:not([aria-hidden])").all():
         assert picture.get_attribute("role") == "img"
         assert picture.get_attribute("aria-label")
 
@@ -486,7 +516,7 @@ def test_unmounting_stops_listening(figure):
     assert figure.evaluate("heard()") == 0
 
 
-def test_a_frame_takes_less_than_5_ms(figure, capsys):
+def test_a_frame_takes_less_than_5_ms_with_one_classifier_and_16_with_several(figure, capsys):
     times = figure.evaluate(
         """async () => {
           const card = document.querySelector(".advbook-card");
@@ -505,4 +535,324 @@ def test_a_frame_takes_less_than_5_ms(figure, capsys):
     median = statistics.median(times)
     with capsys.disabled():
         print(f"\nframe: median {median:.2f} ms, 95 % below {statistics.quantiles(times, n=20)[-1]:.2f} ms")
-    assert median < 5
+    assert median < (16 if figure.locator(".advbook-answer").count() > 1 else 5)
+
+
+def _said(example: int, ts: list[float]) -> np.ndarray:
+    """What each network of the direction says along its own delta, by torch: [N, T, K]."""
+    arguments = direction_arguments()
+    x, t = arguments["images"][example], np.asarray(ts, np.float32)[:, None, None, None]
+    said = []
+    for name, network in arguments["networks"].items():
+        moved = np.clip(x + t * arguments["deltas"][name][example].astype(np.float32), 0, 1)
+        with torch.no_grad():
+            said.append(network.eval()(torch.from_numpy(moved)).softmax(1).numpy())
+    return np.stack(said)
+
+
+def _curves(page: Page) -> list[np.ndarray]:
+    """The drawn curves of a chart, [points, (x, y)] each: x from 0 to 1 across, y from 0 to 100."""
+    lines = page.locator("polyline.advbook-line").all()
+    points = [line.get_attribute("points") for line in lines]
+    pixels = [np.array([[float(v) for v in point.split(",")] for point in one.split(" ")]) for one in points]
+    return [np.stack([(p[:, 0] - 44) / 384, 100 * (130 - p[:, 1]) / 104], 1) for p in pixels]
+
+
+def _complete(page: Page) -> list[np.ndarray]:
+    """The curves of the direction, once all of their points are there."""
+    line = "document.querySelector('polyline.advbook-line')"
+    page.wait_for_function(f"{line} && {line}.points.numberOfItems === 41")
+    return _curves(page)
+
+
+ON_CURVES = ".advbook-plot > .advbook-symbol"  # the symbols at the cursor
+STOPS = np.linspace(0, 2, 41).tolist()
+
+
+def _all(page: Page, selector: str, expression: str) -> list[Any]:
+    """What a JS expression in e gives for every element."""
+    return list(page.locator(selector).evaluate_all(f"all => all.map((e) => {expression})"))
+
+
+@pytest.mark.parametrize("example", [0, 2])
+def test_the_curves_of_a_direction_are_each_networks_confidence_along_its_own_delta(direction, example):
+    _complete(direction)
+    _show_example(direction, example)
+    curves, said = _complete(direction), _said(example, STOPS)
+    assert len(curves) == len(TAUS)
+    for curve, its in zip(curves, said, strict=True):
+        assert 2 * curve[:, 0] == pytest.approx(STOPS)
+        assert curve[:, 1] == pytest.approx(100 * its.max(1), abs=1e-2)
+    wrong = said.argmax(2) != direction_arguments()["labels"][example]
+    assert direction.locator("svg path.advbook-wrong").count() == wrong[:, ::2].sum()
+
+
+def test_the_curves_of_a_direction_come_back_with_their_example(direction):
+    first = _complete(direction)
+    _show_example(direction, 1)
+    second = _complete(direction)
+    _show_example(direction, 0)
+    assert all(np.array_equal(a, b) for a, b in zip(_complete(direction), first, strict=True))
+    assert not any(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_the_curves_of_a_direction_differ_in_more_than_colour(direction):
+    _complete(direction)
+    dashes = _all(direction, "polyline.advbook-line", "getComputedStyle(e).strokeDasharray")
+    symbols = _all(direction, ON_CURVES, "e.getAttribute('d')")
+    assert len(set(dashes)) == len(set(symbols)) == len(TAUS)
+    assert direction.locator(".advbook-key").all_inner_texts() == list(TAUS)
+    heights = _all(direction, "line.advbook-level", "+e.getAttribute('y1')")
+    assert [(130 - y) / 104 for y in heights] == pytest.approx(list(TAUS.values()))
+
+
+def test_a_direction_says_of_each_network_what_torch_says(direction):
+    labels, names = direction_arguments()["labels"], direction_arguments()["class_names"]
+    sides = set()
+    for example, key, t in [(0, "Home", 0.0), (0, "End", 2.0), (1, "Home", 0.0), (1, "End", 2.0), (2, "End", 2.0)]:
+        _show_example(direction, example)
+        _press(direction, direction.get_by_role("slider"), key)
+        panels = direction.locator(".advbook-panel").all()
+        for panel, name, its in zip(panels, TAUS, _said(example, [t])[:, 0], strict=True):
+            best, accepted = int(its.argmax()), bool(its.max() >= TAUS[name])
+            right = "right." if best == labels[example] else f"wrong, this is {names[labels[example]]}."
+            side = f"{'Accepted' if accepted else 'Rejected'} at τ = {TAUS[name]:.3f}."
+            sentence = f"It says {names[best]}, with {100 * its.max():.1f} % confidence: {right} {side}"
+            assert panel.locator(".advbook-verdict").inner_text() == sentence
+            assert sentence in panel.locator("canvas").get_attribute("aria-label")
+            assert panel.locator("figcaption").inner_text().endswith("accepted" if accepted else "⊘ rejected")
+            assert panel.locator(".advbook-network").inner_text() == name
+            sides.add(accepted)
+    assert sides == {True, False}
+
+
+def test_a_direction_starts_at_the_attacks_end_and_zero_is_the_image(direction):
+    slider = direction.get_by_role("slider")
+    assert direction.evaluate("model.get('t')") == 1
+    assert len(set(_pictures(direction))) == len(TAUS)
+    _press(direction, slider, "Home")
+    assert len(set(_pictures(direction))) == 1
+    _press(direction, slider, "ArrowRight")
+    assert direction.evaluate("model.get('t')") == pytest.approx(0.02)
+    assert len(set(_pictures(direction))) == len(TAUS)
+    _press(direction, slider, *["PageUp"] * 5)
+    _drag(direction, slider, 0.75)
+    assert direction.evaluate("model.get('t')") == pytest.approx(1.5, abs=0.1)
+    assert (_cursor(direction) - 44) / 384 * 2 == pytest.approx(direction.evaluate("model.get('t')"))
+
+
+def test_the_symbols_of_a_direction_are_at_the_cursor(direction):
+    _press(direction, direction.get_by_role("slider"), "ArrowRight")
+    places = _all(direction, ON_CURVES, "e.getAttribute('transform').slice(10, -1).split(' ').map(Number)")
+    assert [x for x, _ in places] == [_cursor(direction)] * len(TAUS)
+    heights = [100 * (130 - y) / 104 for _, y in places]
+    assert heights == pytest.approx((100 * _said(0, [1.02])[:, 0].max(1)).tolist(), abs=1e-2)
+
+
+def test_screen_reader_hears_every_network_and_nothing_before_a_move(direction):
+    _complete(direction)
+    direction.wait_for_timeout(700)
+    assert direction.locator("output").text_content() == ""
+    _press(direction, direction.get_by_role("slider"), "End")
+    direction.wait_for_function("document.querySelector('output').textContent.startsWith('At t = 2.00.')")
+    spoken = direction.locator("output").text_content()
+    for name, verdict in zip(TAUS, direction.locator(".advbook-verdict").all_text_contents(), strict=True):
+        assert f"{name}: {verdict}" in spoken
+
+
+def test_another_example_of_a_direction_keeps_its_frames_short(direction):
+    _complete(direction)
+    times = direction.evaluate(
+        """async () => {
+          const times = [];
+          model.set("example", 2);
+          const line = () => document.querySelector("polyline.advbook-line");
+          do {
+            await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+            times.push(+document.querySelector(".advbook-card").dataset.frameMs);
+          } while (line().points.numberOfItems < 41);
+          return times;
+        }"""
+    )
+    assert len(times) > 2  # not all at once
+    assert statistics.median(times) < 16
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_other_numbers_of_networks_with_long_names_fit_a_phone(browser, tmp_path, count):
+    arguments = direction_arguments()
+    given = {key: 2 * list(arguments[key].values()) for key in ("networks", "deltas", "taus")}
+    names = [f"adversarial training on the classes of data set {i}" for i in range(count)]
+    widget = attack_direction(**{key: dict(zip(names, values, strict=False)) for key, values in given.items()})
+    for page in _opened(browser, state_of(widget), tmp_path):
+        for width in (390, 1000):
+            page.set_viewport_size({"width": width, "height": 800})
+            assert page.locator(".advbook-panel").count() == count
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_slider_of_a_direction_stays_in_sight_of_the_pictures_on_a_phone(direction):
+    direction.set_viewport_size({"width": 390, "height": 800})
+    direction.evaluate("scrollTo(0, 0)")
+    slider = direction.get_by_role("slider")
+    first = slider.bounding_box()
+    assert first["y"] + first["height"] < 800
+    direction.evaluate("scrollTo(0, 200)")
+    assert slider.bounding_box() == first
+
+
+def _answers(network: str, threat: str) -> list[np.ndarray]:
+    """The arrays of the threshold for a network and a threat, in the order of numpy_rates."""
+    given = threshold_arguments()
+    attacked = [given[name][network][threat] for name in ("attacked_confidence", "attacked_wrong")]
+    return [given["clean_confidence"][network], given["clean_correct"][network], *attacked]
+
+
+def _rates_shown(page: Page) -> dict[str, str]:
+    names = ["accuracy", "error", "robustError", "cleanRejected", "adversarialRejected"]
+    return dict(zip(names, page.locator("dl dd").all_inner_texts(), strict=True))
+
+
+def _check_rates(page: Page, network: str, threat: str, tau: float) -> None:
+    shown = _rates_shown(page)
+    for name, rate in zip(RATES, numpy_rates(*_answers(network, threat), tau), strict=True):
+        if rate < 0:
+            assert shown[name] == ("there are none" if name == "adversarialRejected" else "nothing accepted")
+        else:
+            assert float(shown[name].removesuffix(" %")) == pytest.approx(100 * rate, abs=0.0501)
+
+
+def _choose(page: Page, label: str, value: int) -> None:
+    page.get_by_label(label, exact=True).select_option(str(value))
+    _settle(page)
+
+
+def _tau(page: Page, tau: float) -> None:
+    page.evaluate(f"model.set('tau', {tau})")
+    _settle(page)
+
+
+def test_the_rates_shown_are_those_of_numpy(threshold):
+    for i, network in enumerate(TAU99):
+        _choose(threshold, "network", i)
+        for j, threat in enumerate(THREATS):
+            _choose(threshold, "threat", j)
+            for tau in (0, 0.31, TAU99[network], 0.8, 1):
+                _tau(threshold, tau)
+                _check_rates(threshold, network, threat, tau)
+
+
+def test_keys_move_the_threshold_and_nothing_is_accepted_at_one(threshold):
+    slider = threshold.get_by_role("slider")
+    _press(threshold, slider, "ArrowRight")
+    assert threshold.evaluate("model.get('tau')") == pytest.approx(TAU99["normal"] + 0.001)
+    for key, tau, seen in [("End", 1, "hidden"), ("Home", 0, "visible")]:
+        _press(threshold, slider, key)
+        assert threshold.evaluate("model.get('tau')") == tau
+        _check_rates(threshold, "normal", THREATS[0], tau)
+        assert (_rates_shown(threshold)["robustError"] == "nothing accepted") == (tau == 1)
+        assert _all(threshold, ON_CURVES, "e.getAttribute('visibility')") == [seen] * 2
+
+
+def test_a_new_network_sets_the_threshold_to_its_own(threshold):
+    _tau(threshold, 0.9)
+    _choose(threshold, "threat", 1)
+    assert threshold.evaluate("model.get('tau')") == 0.9
+    _choose(threshold, "network", 1)
+    assert threshold.evaluate("model.get('tau')") == TAU99["CCAT"]
+    assert threshold.get_by_role("slider").get_attribute("aria-valuetext") == "0.250"
+    flag = float(threshold.locator(".advbook-flag line").get_attribute("x1"))
+    assert flag == _cursor(threshold) == pytest.approx(44 + 384 * TAU99["CCAT"])
+
+
+def test_the_curves_of_a_threshold_are_err_and_rerr_as_far_as_something_is_accepted(threshold):
+    _choose(threshold, "threat", 2)
+    stops = np.arange(1001) / 1000
+    rates = np.array([numpy_rates(*_answers("normal", "L2"), tau) for tau in stops])
+    for curve, name in zip(_curves(threshold), ("error", "robustError"), strict=True):
+        known = rates[:, RATES.index(name)]
+        assert 0 < (known < 0).sum() < 1000
+        assert curve[:, 0] == pytest.approx(stops[known >= 0], abs=1e-9)
+        assert curve[:, 1] == pytest.approx(100 * known[known >= 0], abs=1e-9)
+
+
+def _thumbs(page: Page) -> list[tuple[str, list[bool]]]:
+    """Of each small picture, clean and attacked by turns: its words, and whether it is wrong, rejected, changed."""
+    classes = ", ".join(f"e.classList.contains('advbook-{mark}')" for mark in ("wrong", "rejected", "changed"))
+    return _all(page, ".advbook-thumb", f"[e.firstChild.getAttribute('aria-label'), [{classes}]]")
+
+
+def _changed(page: Page) -> list[bool]:
+    return [changed for _, (*_, changed) in _thumbs(page)]
+
+
+def _sides(network: str, threat: str, tau: float) -> list[list[bool]]:
+    """Of each small picture whether its class is wrong, and whether it is rejected."""
+    c, correct, attacked, wrong = _answers(network, threat)
+    limit = np.float32(tau)
+    both = (([not correct[i], c[i] < limit], [wrong[i], attacked[i] < limit]) for i in range(SHOWN))
+    return [[bool(v) for v in one] for pair in both for one in pair]
+
+
+def test_every_small_picture_says_where_it_stands(threshold):
+    _choose(threshold, "network", 1)
+    _choose(threshold, "threat", 2)
+    seen = set()
+    for tau in (0.3, 0.7):
+        _tau(threshold, tau)
+        captions = threshold.locator(".advbook-thumb figcaption").all_inner_texts()
+        rows = zip(_thumbs(threshold), _sides("CCAT", "L2", tau), captions, strict=True)
+        for i, ((words, marks), (wrong, rejected), caption) in enumerate(rows):
+            name = f"Image {i // 2 + 1}, {('clean', 'attacked')[i % 2]}"
+            assert words.startswith(f"{name}: class {'wrong' if wrong else 'right'}")
+            assert words.endswith(f"{'rejected' if rejected else 'accepted'}.")
+            assert marks[:2] == [wrong, rejected]
+            assert caption.startswith("✕" if wrong else "✓")
+            assert caption.endswith("⊘ rejected" if rejected else "accepted")
+            seen.add((wrong, rejected))
+    assert len(seen) == 4
+
+
+def test_what_crosses_in_a_move_is_highlighted_until_the_next_move(threshold):
+    assert not any(_changed(threshold))
+    for taus in ([0.5, 0.6, 0.7], [0.7, 0.6]):  # each one move, since there is no rest within
+        for tau in taus[1:]:
+            _tau(threshold, tau)
+        ends = [_sides("normal", THREATS[0], tau) for tau in (taus[0], taus[-1])]
+        crossed = [a != b for a, b in zip(*ends, strict=True)]
+        assert any(crossed)
+        assert _changed(threshold) == crossed
+        words = f"{sum(crossed)} of these images changed sides in the last move."
+        assert threshold.locator(".advbook-changes").inner_text() == words
+        threshold.wait_for_timeout(700)
+    _tau(threshold, 0.6001)
+    assert not any(_changed(threshold))
+
+
+def test_another_threat_or_network_changes_the_attacked_pictures_alone(threshold):
+    seen = [_pictures(threshold)]
+    for label in ("threat", "network"):
+        _choose(threshold, label, 1)
+        assert not any(_changed(threshold))
+        seen.append(_pictures(threshold))
+    assert seen[0][::2] == seen[1][::2] == seen[2][::2]
+    assert all(len(set(its)) == 3 for its in zip(*(pictures[1::2] for pictures in seen), strict=True))
+
+
+def test_screen_reader_hears_the_rates_and_who_crossed(threshold):
+    _tau(threshold, 0.6)
+    threshold.wait_for_function("document.querySelector('output').textContent.includes('τ = 0.600')")
+    spoken = threshold.locator("output").text_content()
+    assert all(value in spoken for value in _rates_shown(threshold).values())
+    crossed = [words.split(":")[0] for words, (*_, changed) in _thumbs(threshold) if changed]
+    assert crossed
+    assert all(f"{name}, now rejected" in spoken for name in crossed)
+
+
+def test_a_saved_threshold_opens_where_python_left_it(browser, tmp_path):
+    widget = threshold_slider()
+    widget.network, widget.threat = 1, 2
+    widget.tau = 0.4
+    for page in _opened(browser, state_of(widget), tmp_path):
+        assert page.get_by_role("slider").get_attribute("aria-valuetext") == "0.400"
+        _check_rates(page, "CCAT", "L2", 0.4)

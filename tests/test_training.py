@@ -1,5 +1,5 @@
-"""advbook.training: the schedule's numbers, the order of the batches, seeds, members alone and together, perturbed
-parts of a batch against a plain loop, and that it learns.
+"""advbook.training: the schedules' numbers, the order of the batches, seeds, members alone and together, perturbed
+parts of a batch, confidence-calibrated training and TRADES against plain loops, and that it learns.
 """
 
 import copy
@@ -18,13 +18,27 @@ from test_kernels import Devices
 from torch import nn
 
 from advbook import fonts, training
-from advbook.attacks.norms import LINF, gaussian
+from advbook.attacks.norms import L1, L2, LINF, gaussian, near, shells
 from advbook.attacks.pgd import pgd
 from advbook.attacks.steps import sign
 from advbook.fleet import Stack
 from advbook.manifolds import transform
 from advbook.networks import cnn, predict
-from advbook.training import Adversary, Perturbed, Schedule, train
+from advbook.training import (
+    Adversary,
+    Backtracking,
+    Descent,
+    Divergence,
+    Perturbed,
+    Schedule,
+    calibrated,
+    divergence,
+    exponential,
+    linear,
+    power,
+    train,
+    train_trades,
+)
 
 
 def seeded(seed=0):
@@ -99,6 +113,32 @@ def test_a_schedule_out_of_range_is_refused(wrong):
         Schedule(**wrong)
 
 
+def test_the_schedule_of_calibrated_training_is_the_published_one():
+    assert Descent().model_dump() == {
+        "epochs": 20, "batch": 100, "lr": 0.1, "decay": 0.95, "weight_decay": 0.0, "momentum": 0.9,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", [{"momentum": 1.0}, {"momentum": -0.1}, {"lr": 0}, {"weight_decay": -1}, {"beta": 3}])
+def test_a_descent_out_of_range_is_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Descent(**wrong)
+
+
+@pytest.mark.parametrize(("lr", "decay"), [(0.1, 0.93), (0.1, 0.95), (0.075, 0.95)])
+def test_the_rate_of_an_epoch_is_that_of_torchs_exponential_schedule(lr, decay):
+    """Stepped once an epoch: the first epoch has the full rate, and all batches of an epoch have the same."""
+    schedule = Descent(lr=lr, decay=decay)
+    sgd = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
+    theirs = torch.optim.lr_scheduler.ExponentialLR(sgd, decay)
+    for epoch in range(200):
+        for batches in (1, 3, 600):
+            for index in {0, batches - 1}:
+                assert schedule.rate(epoch + index / batches) == pytest.approx(sgd.param_groups[0]["lr"], rel=1e-9)
+        sgd.step()
+        theirs.step()
+
+
 # --- batches --------------------------------------------------------------------------------------------------
 
 
@@ -150,6 +190,37 @@ def test_it_is_adam_with_the_papers_betas_decay_and_rate_of_every_batch():
                     weight -= 0.01 * 0.95 ** (epoch + index / 3 + 1) * step
     for weight, wanted in zip(network.parameters(), weights, strict=True):
         torch.testing.assert_close(weight, wanted, atol=1e-9, rtol=1e-9)
+
+
+class Momentum:
+    """SGD with momentum as its formula reads: v <- m v + g, w <- w - lr v."""
+
+    def __init__(self, weights, momentum=0.9, weight_decay=0.0):
+        self.weights, self.momentum, self.weight_decay = list(weights), momentum, weight_decay
+        self.speeds = [torch.zeros_like(w) for w in self.weights]
+
+    def step(self, loss, lr):
+        slopes = torch.autograd.grad(loss, self.weights)
+        with torch.no_grad():
+            for weight, slope, speed in zip(self.weights, slopes, self.speeds, strict=True):
+                speed.mul_(self.momentum).add_(slope + self.weight_decay * weight)
+                weight -= lr * speed
+
+
+@pytest.mark.parametrize(("momentum", "weight_decay"), [(0.9, 0.0), (0.5, 0.01), (0.0, 0.0)])
+def test_descent_is_momentum_with_one_rate_an_epoch(momentum, weight_decay):
+    x, y = torch.rand(25, 1, 4, 4, generator=seeded(1), dtype=torch.float64), torch.arange(25) % 3
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).double()
+    expected = copy.deepcopy(network)
+    schedule = Descent(epochs=3, batch=10, lr=0.3, decay=0.7, momentum=momentum, weight_decay=weight_decay)
+    network = normal(network, x, y, schedule, generator=seeded(2))
+    random, sgd = seeded(2), Momentum(expected.parameters(), momentum, weight_decay)
+    for epoch in range(3):
+        order = torch.randperm(25, generator=random)
+        for rows in torch.cat([order, order[:5]]).split(10):
+            sgd.step(F.cross_entropy(expected(x[rows]), y[rows]), 0.3 * 0.7**epoch)
+    for weight, wanted in zip(network.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(weight, wanted, atol=1e-12, rtol=1e-9)
 
 
 def run(seed, order=0):
@@ -488,28 +559,32 @@ def test_a_batch_too_small_for_its_parts_is_refused():
         rows_shown(False, [0.3, 0.3, 0.3], batch=2)
 
 
-@pytest.mark.parametrize("separate", [False, True])
-def test_what_a_recorded_graph_overwrites_is_no_longer_needed(separate, monkeypatch):
-    """A stand-in for CUDA graphs: warm-up runs, inputs and output that stay where they are; the result is the same."""
+def recorded(function, *example):
+    """A stand-in for CUDA graphs: warm-up runs, inputs and output that stay where they are."""
+    inputs = [tensor.clone() for tensor in example]
+    for _ in range(3):
+        output = function(*inputs).clone()
 
-    def recorded(function, *example):
-        inputs = [tensor.clone() for tensor in example]
-        for _ in range(3):
-            output = function(*inputs).clone()
+    def replay(*tensors):
+        for kept, own in zip(inputs, tensors, strict=True):
+            kept.copy_(own)
+        return output.copy_(function(*inputs))
 
-        def replay(*tensors):
-            for kept, own in zip(inputs, tensors, strict=True):
-                kept.copy_(own)
-            return output.copy_(function(*inputs))
+    return replay
 
-        return replay
+
+@pytest.mark.parametrize("kind", ["together", "a step each", "calibrated", "TRADES"])
+def test_what_a_recorded_graph_overwrites_is_no_longer_needed(kind, monkeypatch):
+    """The result with recorded graphs is the same."""
 
     def weights():
         x, y = small(torch.float64)
-        fleet = Stack(members((1, 2), torch.float64))
-        parts = RECIPES["combined"](x)
-        schedule = Schedule(epochs=2, batch=10)
-        return train(fleet, x, y, schedule, parts, separate=separate, generators=[seeded(1), seeded(2)]).weights
+        fleet, schedule = Stack(members((1, 2), torch.float64)), Schedule(epochs=2, batch=10)
+        random = [seeded(1), seeded(2)]
+        if kind == "TRADES":
+            return train_trades(fleet, x, y, schedule, 0.1, Divergence(steps=3), generators=random).weights
+        parts = [calibrated(x, 0.1, Backtracking(steps=3))] if kind == "calibrated" else RECIPES["combined"](x)
+        return train(fleet, x, y, schedule, parts, separate=kind == "a step each", generators=random).weights
 
     expected = weights()
     monkeypatch.setattr(training, "captured", recorded)
@@ -654,8 +729,9 @@ def test_perturbing_images_asks_nothing_of_the_host(kind, precision):
     rows, labels = torch.zeros(2, 2, 3, dtype=torch.long, device="meta")
     start = part.around[rows]
     with Devices() as seen:
-        images = training._perturbed_images(part, fleet, 28, rows, labels, start)
-    assert images.shape == (2, 3, 1, 28, 28)
+        u = training._moves(part, fleet, 28, rows, labels, start)
+        images = part.space(rows.flatten()).image(u)
+    assert images.shape == (6, 1, 28, 28)
     assert seen.devices == {"meta"}
 
 
@@ -698,3 +774,552 @@ def test_a_loss_that_is_not_finite_ends_adversarial_training_too(separate):
     with pytest.raises(FloatingPointError, match="epoch 1"):
         train(Stack([cnn(2, (4,), generator=seeded())]), x, y, Schedule(epochs=1, batch=20),
               [training.pixels(x, 0.3, Adversary(steps=2))], separate=separate, generators=[seeded()])  # fmt: skip
+
+
+# --- target transitions -----------------------------------------------------------------------------------------
+
+
+def test_the_transitions_have_the_values_of_their_formulas():
+    n = torch.tensor([0.0, 0.03, 0.09, 0.15, 0.3, 0.7], dtype=torch.float64)
+
+    def values(transition):
+        return pytest.approx(transition(n).tolist(), rel=1e-9, abs=1e-12)
+
+    assert values(power(0.3)) == [1, 0.9**10, 0.7**10, 0.5**10, 0, 0]
+    assert power(0.3)(n)[2] == pytest.approx(0.028, abs=3e-4), "nearly uniform from .3 eps on"
+    assert values(power(0.3, 1)) == [1, 0.9, 0.7, 0.5, 0, 0]
+    assert values(linear(0.3)) == [1, 0.9, 0.7, 0.5, 0, 0]
+    assert values(linear(0.3, 2)) == [1, 0.8, 0.4, 0, 0, 0]
+    assert values(exponential(12)) == [math.exp(-12 * size) for size in n.tolist()]
+
+
+sizes = st.lists(st.floats(0, 2), min_size=1, max_size=6).map(lambda n: torch.tensor(sorted(n), dtype=torch.float64))
+
+
+@given(sizes, st.floats(0.01, 1), st.floats(0.1, 20))
+def test_a_transition_falls_from_one_to_zero(n, eps, rho):
+    for transition in (power(eps, rho), linear(eps, rho), exponential(rho)):
+        found = transition(n)
+        assert found.shape == n.shape
+        assert ((found >= 0) & (found <= 1)).all()
+        assert (found.diff() <= 0).all()
+        assert transition(0 * n).tolist() == [1.0] * len(n)
+    assert (power(eps, rho)(n[n >= eps]) == 0).all()
+    assert torch.equal(power(eps, rho)(n), power(eps, 1.0)(n) ** rho)
+
+
+# --- soft targets -------------------------------------------------------------------------------------------------
+
+
+def towards(logits, target):
+    """-sum_k t_k log p_k for a target distribution that is spelled out."""
+    return -(target * logits.log_softmax(-1)).sum(-1)
+
+
+def spelled_out(labels, trust, classes):
+    return trust[..., None] * F.one_hot(labels, classes) + (1 - trust[..., None]) / classes
+
+
+@given(st.integers(2, 6), st.integers(0, 99), st.sampled_from([0.1, 1.0, 30.0]))
+def test_the_loss_is_the_cross_entropy_to_the_target_distribution_and_so_is_its_gradient(classes, seed, scale):
+    random = seeded(seed)
+    logits = (scale * torch.randn(2, 5, classes, generator=random, dtype=torch.float64)).requires_grad_()
+    labels = torch.randint(classes, (2, 5), generator=random)
+    trust = torch.rand(2, 5, generator=random, dtype=torch.float64)
+    trust[0, 0], trust[1, 1] = 0, 1
+    found, expected = (
+        training._cross_entropy(logits, labels, trust),
+        towards(logits, spelled_out(labels, trust, classes)),
+    )
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-9)
+    (slope,), (wanted,) = (torch.autograd.grad(loss.square().sum(), logits) for loss in (found, expected))
+    torch.testing.assert_close(slope, wanted, atol=1e-10, rtol=1e-9)
+    plain = training._cross_entropy(logits, labels)
+    torch.testing.assert_close(plain, training._cross_entropy(logits, labels, torch.ones_like(trust)))
+
+
+def doubted(x, share, trust, weight=1.0):
+    """Negatives whose u says which image they are of: the top left pixel."""
+    return Perturbed(share, x[:, :1, 0, 0], lambda like, random: like.clone(), lambda rows: Negatives(x[rows]),
+                     weight=weight, trust=trust)  # fmt: skip
+
+
+@pytest.mark.parametrize("weight", [1.0, 3.0])
+@pytest.mark.parametrize("separate", [False, True])
+def test_every_image_goes_to_the_distribution_that_its_own_u_asks_for(separate, weight):
+    """A batch, written down: seven clean images, and three others with targets that depend on the image."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).double()
+    x, y = small(torch.float64, 10)
+    expected = copy.deepcopy(network)
+    part = doubted(x, 0.3, lambda u: u[:, 0] ** 2, weight)
+    schedule = Descent(epochs=1, batch=10, lr=0.2)
+    fleet = train(Stack([network]), x, y, schedule, [part], separate=separate, generators=[seeded(4)])
+    clean, changed = torch.randperm(10, generator=seeded(4)).split([7, 3])
+    target = spelled_out(y[changed], x[changed, 0, 0, 0] ** 2, 3)
+    sgd = Momentum(expected.parameters())
+    if separate:
+        sgd.step(F.cross_entropy(expected(x[clean]), y[clean]), 0.2)
+        sgd.step(towards(expected(1 - x[changed]), target).mean(), 0.2)
+    else:
+        loss = F.cross_entropy(expected(x[clean]), y[clean])
+        loss = loss + weight * towards(expected(1 - x[changed]), target).mean()
+        sgd.step(loss / (1 + weight), 0.2)
+    torch.testing.assert_close(fleet.weights["1.weight"][0], expected[1].weight, atol=1e-12, rtol=1e-9)
+    torch.testing.assert_close(fleet.weights["1.bias"][0], expected[1].bias, atol=1e-12, rtol=1e-9)
+
+
+def test_full_trust_is_training_with_the_labels_and_without_any_trust_labels_do_not_matter():
+    x, y = small(torch.float64)
+
+    def weights(labels, trust):
+        fleet, parts = Stack(members((1,), torch.float64)), [doubted(x, 1.0, trust)]
+        return train(fleet, x, labels, Schedule(epochs=2, batch=10), parts, generators=[seeded()]).weights["0.weight"]
+
+    all_of_it, nothing = (lambda u: torch.ones_like(u[:, 0])), (lambda u: torch.zeros_like(u[:, 0]))
+    torch.testing.assert_close(weights(y, all_of_it), weights(y, None), atol=1e-12, rtol=0)
+    assert torch.equal(weights(y, nothing), weights(1 - y, nothing))
+    assert not torch.allclose(weights(y, all_of_it), weights(1 - y, all_of_it), atol=1e-4)
+    assert not torch.allclose(weights(y, all_of_it), weights(y, nothing), atol=1e-4)
+
+
+# --- confidence-calibrated adversarial training, against a plain loop ---------------------------------------------
+
+
+def smooth(seed, classes=3):
+    """A network without kinks, with batch norm, in double precision."""
+    made = nn.Sequential(
+        nn.Conv2d(1, 3, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(3), nn.Tanh(), nn.Flatten(),
+        nn.Linear(48, classes),
+    ).double()  # fmt: skip
+    with torch.no_grad():
+        for weight in (made[0].weight, made[4].weight, made[4].bias):
+            weight.copy_(0.5 * torch.randn(weight.shape, generator=seeded(seed), dtype=torch.float64))
+    return made
+
+
+def thirds(n=20):
+    """Small images of three classes."""
+    x, _ = small(torch.float64, n)
+    return x, torch.arange(n) % 3
+
+
+EPS, BACKTRACKING = 0.1, Backtracking(steps=5, lr=0.05)
+CALIBRATED = Descent(epochs=2, batch=10, lr=0.2, decay=0.5)
+
+
+def boxed(u, x, eps=EPS):
+    return torch.minimum(torch.maximum(u.clamp(-eps, eps), -x), 1 - x)
+
+
+def published_attack(network, x, y, u, adversary):
+    """Sign steps with momentum, each example with a rate of its own that a step that brought less divides."""
+
+    def height(u):
+        logits = network(x + u)
+        if adversary.goal == "error":
+            return F.cross_entropy(logits, y, reduction="none")
+        return logits.softmax(1).masked_fill(F.one_hot(y, logits.shape[1]).bool(), 0).amax(1)
+
+    u = boxed(u, x)
+    rate, mean = torch.full((len(x), 1, 1, 1), adversary.lr, dtype=x.dtype), torch.zeros_like(x)
+    for _ in range(adversary.steps):
+        u.requires_grad_()
+        value = height(u)
+        (slope,) = torch.autograd.grad(value.sum(), u)
+        with torch.no_grad():
+            mean = adversary.momentum * mean + (1 - adversary.momentum) * slope.sign()
+            candidate = boxed(u + rate * mean, x)
+            accept = (height(candidate) >= value).view(-1, 1, 1, 1)
+            u, rate = torch.where(accept, candidate, u), torch.where(accept, rate, rate / adversary.factor)
+    return u.detach()
+
+
+def published_start(x, random, whole_batch):
+    starts = [near(LINF, EPS)(x, random), shells(LINF, EPS)(x, random), torch.zeros_like(x)]
+    choice = torch.randint(3, (1 if whole_batch else len(x),), generator=random).expand(len(x))
+    return torch.stack([starts[kind][row] for row, kind in enumerate(choice.tolist())])
+
+
+def calibrated_plainly(network, x, y, schedule, adversary, *, random, rho=10, whole_batch=False, clean=0.5):
+    """One network trained as the paper's text reads; all batches are full."""
+    network = copy.deepcopy(network)
+    sgd, sizes = Momentum(network.parameters()), []
+    for epoch in range(schedule.epochs):
+        for rows in torch.randperm(len(x), generator=random).split(schedule.batch):
+            first, second = rows.split([round(clean * schedule.batch), round((1 - clean) * schedule.batch)])
+            network.eval()
+            u = published_attack(
+                network, x[second], y[second], published_start(x[second], random, whole_batch), adversary
+            )
+            network.train()
+            size = u.flatten(1).abs().amax(1)
+            trust = (1 - (size / EPS).clamp(max=1)) ** rho
+            logits = network(torch.cat([x[first], x[second] + u]))
+            loss = towards(logits[len(first) :], spelled_out(y[second], trust, logits.shape[1])).mean()
+            loss = (F.cross_entropy(logits[: len(first)], y[first]) + loss) / 2 if len(first) else loss
+            sgd.step(loss, schedule.lr * schedule.decay**epoch)
+            sizes += size.tolist()
+    return network.state_dict(), sizes
+
+
+VARIANTS = {
+    "as published": ({}, {}, BACKTRACKING),
+    "one start a batch": ({"whole_batch": True}, {"whole_batch": True}, BACKTRACKING),
+    "the cross-entropy": ({}, {}, Backtracking(steps=5, lr=0.02, goal="error", momentum=0.5, factor=2.0)),
+    "a gentler transition": ({"transition": power(EPS, 2)}, {"rho": 2}, BACKTRACKING),
+    "all of the batch": ({"share": 1.0}, {"clean": 0.0}, BACKTRACKING),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_calibrated_training_is_the_plain_loop_of_the_paper(variant):
+    ours, plain, adversary = VARIANTS[variant]
+    x, y = thirds(40)
+    expected, sizes = calibrated_plainly(smooth(1), x, y, CALIBRATED, adversary, random=seeded(3), **plain)
+    fleet = train(Stack([smooth(1)]), x, y, CALIBRATED, [calibrated(x, EPS, adversary, **ours)],
+                  generators=[seeded(3)])  # fmt: skip
+    (trained,) = fleet.unstack()
+    for name, value in trained.state_dict().items():
+        torch.testing.assert_close(value, expected[name], atol=1e-9, rtol=1e-7)
+    assert min(sizes) < 0.7 * EPS, "some targets are not uniform"
+
+
+def test_the_plain_loop_can_tell_its_variants_apart():
+    x, y = thirds(40)
+    found = [
+        calibrated_plainly(smooth(1), x, y, CALIBRATED, adversary, random=seeded(3), **plain)[0]["0.weight"]
+        for _, plain, adversary in VARIANTS.values()
+    ]
+    for index, one in enumerate(found):
+        assert all(not torch.allclose(one, other, atol=1e-5) for other in found[:index])
+
+
+def norm_of(norm, u):
+    return torch.linalg.vector_norm(u.double().flatten(1), {"linf": torch.inf, "l2": 2, "l1": 1}[norm.name], dim=1)
+
+
+@pytest.mark.parametrize(("norm", "most"), [(LINF, 0.5), (L2, 3.0), (L1, 20.0)], ids=["linf", "l2", "l1"])
+@settings(max_examples=15)
+@given(share=st.floats(0.01, 1), seed=st.integers(0, 99), goal=st.sampled_from(["confidence", "error"]))
+def test_calibrated_images_keep_to_eps_and_to_the_box(norm, most, share, seed, goal):
+    x = torch.rand(6, 1, 8, 8, generator=seeded(seed)).round(decimals=1)
+    eps, y = share * most, torch.arange(6) % 2
+    part = calibrated(x, eps, Backtracking(steps=4, lr=eps / 3, goal=goal), norm=norm)
+    space = part.space(torch.arange(6))
+    fleet = Stack([nn.Sequential(nn.Flatten(), nn.Linear(64, 2))])
+    u = part.adversary.ascend(fleet, space, y, part.start(part.around, seeded(seed)), side=8)
+    found = space.image(u)
+    assert (norm_of(norm, found.double() - x.double()) <= eps * (1 + 1e-7)).all()
+    assert ((found >= 0) & (found <= 1)).all()
+    assert not torch.equal(found, x)
+    expected = (1 - (norm_of(norm, u) / eps).clamp(max=1)) ** 10
+    torch.testing.assert_close(part.trust(u).double(), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_another_transition_takes_the_size_of_the_perturbation():
+    x, asked = thirds()[0], []
+
+    def transition(n):
+        asked.append(n)
+        return n / 2
+
+    part = calibrated(x, 0.3, BACKTRACKING, transition=transition, norm=L2)
+    u = torch.full((4, 1, 8, 8), 0.01, dtype=torch.float64)
+    torch.testing.assert_close(part.trust(u), torch.full((4,), 0.04, dtype=torch.float64))
+    torch.testing.assert_close(asked[0], torch.full((4,), 0.08, dtype=torch.float64))
+
+
+def start_kinds(part, like, generator):
+    """By what the entries of a row look like: z(ero), n(ormal) or s(hell: uniform numbers)."""
+    u = part.start(like, generator).flatten(1)
+    return ["z" if not row.any() else "n" if kurtosis(row) > 2.2 else "s" for row in u]
+
+
+def kurtosis(row):
+    centred = row - row.mean()
+    return (centred**4).mean() / (centred**2).mean() ** 2  # 3 for normal numbers, 1.8 for uniform ones
+
+
+@pytest.mark.parametrize("whole_batch", [False, True])
+def test_starts_are_gaussian_noise_a_uniform_norm_or_the_image_in_equal_shares(whole_batch):
+    """A binomial share of one third among 900 draws has a standard deviation of .016; five of them are allowed."""
+    x = torch.zeros(30, 1, 28, 28)
+    part, random, kinds = calibrated(x, 0.3, BACKTRACKING, whole_batch=whole_batch), seeded(), []
+    for _ in range(900 if whole_batch else 30):
+        found = start_kinds(part, x[:2] if whole_batch else x, random)
+        assert not whole_batch or len(set(found)) == 1
+        kinds += found[:1] if whole_batch else found
+    assert all(kinds.count(kind) / 900 == pytest.approx(1 / 3, abs=5 * 0.016) for kind in "zsn")
+
+
+TOGETHER = {
+    "calibrated": lambda fleet, x, y, random: train(
+        fleet, x, y, Descent(epochs=10, batch=10), [calibrated(x, EPS, BACKTRACKING)], generators=random
+    ),
+    "calibrated, one start a batch": lambda fleet, x, y, random: train(
+        fleet, x, y, Descent(epochs=10, batch=10), [calibrated(x, EPS, BACKTRACKING, whole_batch=True)],
+        generators=random,
+    ),
+    "TRADES": lambda fleet, x, y, random: train_trades(
+        fleet, x, y, Descent(epochs=10, batch=10), EPS, Divergence(steps=3, lr=0.05), beta=6.0, generators=random
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("vectorized", [False, True], ids=["one by one", "vectorized"])
+@pytest.mark.parametrize("kind", TOGETHER)
+def test_a_member_of_a_calibrated_fleet_is_the_network_trained_alone(kind, vectorized):
+    """Twenty steps, to 1e-8."""
+    x, y = thirds()
+    fleet = Stack([smooth(seed) for seed in (1, 2, 3)], vectorized=vectorized)
+    together = TOGETHER[kind](fleet, x, y, [seeded(seed) for seed in (1, 2, 3)]).unstack()
+    for seed, member in zip((1, 2, 3), together, strict=True):
+        (single,) = TOGETHER[kind](Stack([smooth(seed)], vectorized=False), x, y, [seeded(seed)]).unstack()
+        for name, value in single.state_dict().items():
+            torch.testing.assert_close(member.state_dict()[name], value, atol=1e-8, rtol=1e-8)
+    assert not torch.equal(together[0][0].weight, together[1][0].weight), "the members differ"
+
+
+# --- TRADES -------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(2, 6), st.integers(0, 99), st.sampled_from([0.1, 1.0, 30.0]))
+def test_the_divergence_is_that_of_torchs_distributions_and_so_are_both_gradients(classes, seed, scale):
+    one, other = (
+        (scale * torch.randn(2, 3, classes, generator=seeded(seed + add), dtype=torch.float64)).requires_grad_()
+        for add in (0, 100)
+    )
+    found = divergence(other, one.softmax(-1))
+    expected = torch.distributions.kl_divergence(*(torch.distributions.Categorical(logits=z) for z in (one, other)))
+    assert found.shape == (2, 3)
+    assert (found >= -1e-12).all()
+    torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-8)
+    slopes, wanted = (torch.autograd.grad(loss.sum(), (one, other)) for loss in (found, expected))
+    torch.testing.assert_close(slopes, wanted, atol=1e-9, rtol=1e-7)
+
+
+def test_the_divergence_of_a_distribution_from_itself_is_zero_and_classes_without_mass_do_not_count():
+    logits = torch.tensor([[2.0, -1.0, 0.5]])
+    assert divergence(logits, logits.softmax(-1)).abs() < 1e-6
+    p = torch.tensor([[1.0, 0.0, 0.0]])
+    torch.testing.assert_close(divergence(logits, p), -logits.log_softmax(-1)[:, 0])
+
+
+@pytest.mark.xfail(strict=True, reason="the gradient of the divergence is NaN where a clean probability underflows")
+def test_the_divergence_has_a_gradient_where_the_network_is_sure_of_a_clean_image():
+    """Logits 110 apart: in single precision the softmax of the smaller one is 0."""
+    clean, moved = torch.tensor([[0.0, 110.0]], requires_grad=True), torch.tensor([[1.0, 110.0]])
+    (slope,) = torch.autograd.grad(divergence(moved, clean.softmax(-1)).sum(), clean)
+    assert slope.isfinite().all()
+
+
+DIVERGENCE = Divergence(steps=4, lr=0.04)
+
+
+def trades_plainly(network, x, y, schedule, *, beta, random, towards_clean=True):
+    """TRADES as the paper's equation reads: CE(f(x), y) + beta KL(f(x) || f(x + delta)); all batches are full."""
+    network = copy.deepcopy(network)
+    sgd = Momentum(network.parameters())
+
+    def apart(one, other):
+        parts = (torch.distributions.Categorical(logits=logits) for logits in (one, other))
+        return torch.distributions.kl_divergence(*parts)
+
+    for epoch in range(schedule.epochs):
+        for rows in torch.randperm(len(x), generator=random).split(schedule.batch):
+            own = x[rows]
+            network.eval()
+            clean = network(own).detach()
+            u = boxed(0.001 * torch.randn(own.shape, generator=random).to(own), own)
+            best, top = u, torch.full((len(own),), -torch.inf, dtype=own.dtype)
+            for _ in range(DIVERGENCE.steps + 1):
+                u.requires_grad_()
+                value = apart(clean, network(own + u))
+                (slope,) = torch.autograd.grad(value.sum(), u)
+                higher = value > top
+                best, top = torch.where(higher[:, None, None, None], u, best).detach(), torch.where(higher, value, top)
+                u = boxed(u.detach() + DIVERGENCE.lr * slope.sign(), own)
+            network.train()
+            clean, moved = network(torch.cat([own, own + best])).chunk(2)
+            kept = clean if towards_clean else clean.detach()
+            loss = F.cross_entropy(clean, y[rows]) + beta * apart(kept, moved).mean()
+            sgd.step(loss, schedule.lr * schedule.decay**epoch)
+    return network.state_dict()
+
+
+def trades(x, y, schedule=CALIBRATED, network=None, **options):
+    fleet = Stack([network or smooth(1)])
+    return train_trades(fleet, x, y, schedule, EPS, DIVERGENCE, generators=[seeded(3)], **options)
+
+
+@pytest.mark.parametrize("beta", [1.0, 6.0])
+def test_trades_is_the_plain_loop_of_the_paper(beta):
+    x, y = thirds(40)
+    expected = trades_plainly(smooth(1), x, y, CALIBRATED, beta=beta, random=seeded(3))
+    fleet = trades(x, y, beta=beta)
+    assert not fleet.training
+    (trained,) = fleet.unstack()
+    for name, value in trained.state_dict().items():
+        torch.testing.assert_close(value, expected[name], atol=1e-9, rtol=1e-7)
+    for other in ({"beta": 2 * beta}, {"beta": beta, "towards_clean": False}):
+        changed = trades_plainly(smooth(1), x, y, CALIBRATED, random=seeded(3), **other)
+        assert not torch.allclose(changed["0.weight"], expected["0.weight"], atol=1e-4), "the clean side has a gradient"
+
+
+def test_beta_is_one_by_default_and_without_it_trades_is_normal_training():
+    """Without batch norm, and for one epoch: the noise comes from the generator that draws the orders."""
+    x, y = thirds()
+    assert torch.equal(trades(x, y).weights["0.weight"], trades(x, y, beta=1.0).weights["0.weight"])
+    schedule = Descent(epochs=1, batch=10, lr=0.2)
+
+    def plain():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).double()
+
+    (without,) = trades(x, y, schedule, plain(), beta=0.0).unstack()
+    expected = normal(plain(), x, y, schedule, generator=seeded(3))
+    torch.testing.assert_close(without[1].weight, expected[1].weight, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("beta", [-0.1, -math.inf, math.nan])
+def test_a_negative_beta_is_refused(beta):
+    with pytest.raises(ValueError, match="beta = ") as caught:
+        trades(*thirds(), beta=beta)
+    assert str(caught.value) == f"beta = {beta}: allowed is 0 or more."
+
+
+def test_trades_refuses_what_train_refuses():
+    x, y = thirds()
+    with pytest.raises(ValueError, match=r"^x: no images to train on\.$"):
+        trades(x[:0], y[:0])
+    with pytest.raises(ValueError, match=r"^generators: 1 for a fleet of 2; allowed is one a member\.$"):
+        train_trades(Stack([smooth(1), smooth(2)]), x, y, CALIBRATED, EPS, DIVERGENCE, generators=[seeded()])
+    x[3, 0, 0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match="epoch 1"):
+        trades(x, y)
+
+
+# --- their attacks ------------------------------------------------------------------------------------------------
+
+
+def test_the_published_attacks_are_the_defaults():
+    assert Backtracking().model_dump() == {
+        "steps": 40, "lr": 0.01, "precision": "float32", "momentum": 0.9, "factor": 1.5, "goal": "confidence",
+    }  # fmt: skip
+    assert Divergence().model_dump() == {"steps": 40, "lr": 0.01, "precision": "float32"}
+
+
+@pytest.mark.parametrize("wrong", [{"momentum": 1}, {"momentum": -0.1}, {"factor": 1}, {"goal": "doubt"}, {"lr": 0}])
+def test_backtracking_out_of_range_is_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Backtracking(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"steps": -1}, {"lr": 0}, {"momentum": 0.9}])
+def test_a_divergence_attack_out_of_range_is_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Divergence(**wrong)
+
+
+ATTACKS = {
+    "confidence": Backtracking(steps=8),
+    "error": Backtracking(steps=8, goal="error"),
+    "divergence": Divergence(steps=8),
+}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ATTACKS)
+def test_each_attack_raises_what_it_says_within_its_set(kind, precision):
+    adversary = ATTACKS[kind].model_copy(update={"precision": precision})
+    own = fonts.rows("train", 6)
+    x, fleet = fonts.images(own), Stack([cnn(10, (3, 4), generator=seeded(seed)) for seed in (1, 2)]).eval()
+    space, y = calibrated(x, 0.1, adversary).space(torch.arange(6).repeat(2)), own.letter.repeat(2)
+    p = fleet.by_rows(space.x).softmax(1).detach()
+    start = space.project(near(LINF, 0.1)(space.x, seeded(3)))
+    found = adversary.ascend(fleet, space, p if kind == "divergence" else y, start, side=28)
+    assert torch.equal(space.project(found), found), "it lies in the set"
+
+    def height(u):
+        q = fleet.by_rows(space.image(u)).softmax(1)
+        if kind == "divergence":
+            return (p * (p / q).log()).sum(1)
+        others = q.masked_fill(F.one_hot(y, 10).bool(), 0).amax(1)
+        return others if kind == "confidence" else -q.gather(1, y[:, None])[:, 0]
+
+    assert (height(found) > height(start)).all()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ATTACKS)
+def test_these_attacks_ask_nothing_of_the_host_either(kind, precision):
+    x = torch.rand(6, 1, 28, 28, device="meta")
+    part = calibrated(x, 0.1, ATTACKS[kind].model_copy(update={"precision": precision}))
+    fleet = Stack([cnn(10, (3, 4), generator=seeded(seed)).to("meta") for seed in (1, 2)]).eval()
+    rows, labels = torch.zeros(2, 2, 3, dtype=torch.long, device="meta")
+    target = torch.empty(2, 3, 10, device="meta") if kind == "divergence" else labels
+    with Devices() as seen:
+        u = training._moves(part, fleet, 28, rows, target, part.around[rows])
+        trust = part.trust(u)
+    assert u.shape == (6, 1, 28, 28)
+    assert trust.shape == (6,)
+    assert seen.devices == {"meta"}
+
+
+# --- what calibrated training does --------------------------------------------------------------------------------
+
+
+class Centred(nn.Module):
+    """Images of [0, 1] around zero, and larger."""
+
+    def forward(self, x):
+        return 5 * (x - 0.5)
+
+
+def blobs(n=40):
+    """Dark and bright images, so far apart that no perturbation up to .3 takes one to the other."""
+    y = torch.arange(n) % 2
+    return 0.1 + 0.8 * y.view(-1, 1, 1, 1) + 0.005 * torch.randn(n, 1, 4, 4, generator=seeded(1)), y
+
+
+@cache
+def under_attack(kind):
+    """The least confidence of clean images, all under an attack, the sizes of its steps, the shares that are right."""
+    layers = [Centred(), nn.Flatten()]
+    for size, width in ((16, 32), (32, 32)):
+        layers += [nn.Linear(size, width), nn.ReLU()]
+    network = nn.Sequential(*layers, nn.Linear(32, 3))
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=seeded(weight.numel())) / weight.shape[-1] ** 0.5)
+    x, y = blobs()
+    parts = {
+        "calibrated": calibrated(x, 0.3, Backtracking(steps=8, lr=0.08)),
+        "adversarial": training.pixels(x, 0.3, Backtracking(steps=8, lr=0.08, goal="error")),
+    }
+    fleet = train(
+        Stack([network]), x, y, Schedule(epochs=150, batch=40, decay=0.98), [parts[kind]], generators=[seeded(1)]
+    )
+    space = parts["calibrated"].space(torch.arange(40))
+    start = space.project(0.3 * (2 * torch.rand(x.shape, generator=seeded(9)) - 1))
+    u = Backtracking(steps=40, lr=0.03).ascend(fleet, space, y, start, side=4)
+    with torch.no_grad():
+        clean, attacked = (fleet(images[None])[0].softmax(1) for images in (x, space.image(u)))
+    right = [(p.argmax(1) == y).double().mean().item() for p in (clean, attacked)]
+    return clean.amax(1).min().item(), attacked.amax(1), u.abs().amax((1, 2, 3)), right
+
+
+def test_calibrated_training_is_sure_of_clean_images_and_of_none_at_full_eps():
+    """Three classes, of which one never occurs: not sure means one third."""
+    sure, attacked, size, (right, _) = under_attack("calibrated")
+    assert right == 1
+    assert sure > 0.9
+    assert (size > 0.25).all(), "the attack goes far"
+    assert attacked.mean().item() == pytest.approx(1 / 3, abs=0.08)
+
+
+def test_adversarial_training_stays_sure_there():
+    sure, attacked, _, right = under_attack("adversarial")
+    assert right == [1, 1]
+    assert sure > 0.9
+    assert attacked.min() > 0.9

@@ -6,7 +6,8 @@ however many of its channels change.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -282,6 +283,29 @@ def gaussian(norm: Norm, radius: float) -> Start:
         direction = normal(like, generator)
         scale = _length(like, radius, generator) / norm.size(direction).clamp_min(torch.finfo(like.dtype).tiny)
         return direction * rows(scale, like)
+
+    return start
+
+
+def near(norm: Norm, radius: float) -> Start:
+    """Gaussian noise of standard deviation radius / (2 ln D) in all D entries, most of it well inside the ball.
+
+    Source: released code of Stutz et al., ICML 2020.
+    """
+    return lambda like, generator: normal(like, generator) * (radius / (2 * math.log(max(like[:1].numel(), 2))))
+
+
+def mixed(starts: Sequence[Start], *, whole_batch: bool = False) -> Start:
+    """One of the starts by a fair draw for every row, or with whole_batch by one draw for all rows."""
+
+    def start(like: Tensor, generator: torch.Generator) -> Tensor:
+        drawn = [one(like, generator) for one in starts]  # all of them, so that a draw costs the same randomness always
+        count = 1 if whole_batch else len(like)
+        choice = torch.randint(len(starts), (count,), generator=generator, device=generator.device).to(like.device)
+        found = drawn[0]
+        for index, other in enumerate(drawn[1:], 1):
+            found = torch.where(rows(choice == index, like), other, found)
+        return found
 
     return start
 

@@ -39,6 +39,13 @@ def other_confidence(logits: Tensor, y: Tensor) -> Tensor:
     return logits.softmax(1).masked_fill(_is(logits, y), 0).amax(1)
 
 
+def other_log_confidence(logits: Tensor, y: Tensor) -> Tensor:
+    """max_{k != y} log p_k: it rises and falls with other_confidence, and its gradient does not underflow where the
+    network is sure of y.
+    """
+    return _others(logits.log_softmax(1), y).amax(1)
+
+
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """-(z_y - max_{k != y} z_k) / (z_(1) - z_(3)), z_(i) the i-th largest logit: blind to the logits' scale.
 
@@ -54,6 +61,13 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 def top_confidence(logits: Tensor, y: Tensor) -> Tensor:
     """max_k log p_k, whatever the class: what a distal attack raises on noise. y is not used."""
     return logits.log_softmax(1).amax(1)
+
+
+def doubt(logits: Tensor, y: Tensor) -> Tensor:
+    """The log-odds against the likeliest class, log((1 - max_k p_k) / max_k p_k): what makes a network reject. y is not
+    used.
+    """
+    return log_odds(logits, logits.argmax(1))
 
 
 def towards_cross_entropy(logits: Tensor, t: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from advbook.attacks.steps import sign
 from advbook.experiments import Parameters, Result
 from advbook.experiments.controls import controls
 from advbook.experiments.recipes import classifiers
-from advbook.experiments.setting import Dataset, Setting, Subset, load, train_size
+from advbook.experiments.setting import Setting, Subset, load, train_size
 from advbook.ledger import Verdict, counts
 from advbook.manifolds.projection import (
     adam_schedule,
@@ -56,7 +56,7 @@ class OffManifold(Parameters):
     experiment: ClassVar[str] = "01_off_manifold_distance"
     version: ClassVar[int] = 3
 
-    dataset: Dataset = Field("fonts", description="data set")
+    dataset: Literal["fonts", "mnist", "fashion_mnist", "emnist"] = Field("fonts", description="data set")
     n: int = Field(2500, ge=100, description="training images N")
     subset: Subset = Field("first", description="the first N training rows, or random ones")
     seeds: int = Field(3, ge=1, le=100, description="networks; they differ in initialization and batch order")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -112,35 +112,65 @@ def classifiers(
     data: data set, subset and N, which name the setting's training images. A seed's members of all recipes start from
     the same weights.
     """
-    device, budgets = setting.x.device, budgets or Budgets()
-    fast = network == "cnn" and bfloat16_is_fast(device)
+    budgets = budgets or Budgets()
+    fast = network == "cnn" and bfloat16_is_fast(setting.x.device)
     adversary = Adversary(steps=budgets.steps, precision="bfloat16" if fast else "float32")
     perturbed, separate = mix(recipe, setting, budgets, adversary)
+
+    def train(fleet: Stack, generators: list[torch.Generator], label: str) -> Stack:
+        return training.train(
+            fleet, setting.x, setting.y, schedule, perturbed, separate=separate, generators=generators, label=label
+        )
+
+    counts = _what_counts(recipe, budgets, adversary)
+    return trained(
+        setting, data, recipe, network=network, schedule=schedule, seeds=seeds, counts=counts, train=train,
+        label=f"training {TITLES[recipe]}",
+    )  # fmt: skip
+
+
+def trained(
+    setting: Setting,
+    data: tuple[str, str, int],
+    name: str,
+    *,
+    network: networks.Network,
+    schedule: Schedule,
+    seeds: int,
+    counts: Mapping[str, Any],
+    train: Callable[[Stack, list[torch.Generator], str], Stack],
+    label: str,
+) -> list[nn.Sequential]:
+    """The networks of seeds 0, 1, ... that a training gives, batch norm folded; from the store where they are.
+
+    name, counts: what the training is called, and what decides its result beside network, schedule and data. train:
+    (fleet, a generator a member, text of the progress bar) -> the fleet, trained.
+    """
+    device, (colours, side) = setting.x.device, setting.x.shape[1:3]
     generators = [torch.Generator().manual_seed(seed) for seed in range(seeds)]
-    fresh = [networks.build(network, len(setting.classes), generator=random).to(device) for random in generators]
+    fresh: list[nn.Module] = [
+        networks.build(network, len(setting.classes), side=side, colours=colours, generator=random).to(device)
+        for random in generators
+    ]
     recipes = [
         {
             "version": 2,  # raise it when training or a network changes what it computes
-            "training": recipe,
+            "training": name,
             "network": network,
             "schedule": schedule.model_dump(),
             "data": list(data),
             "seed": seed,
             "device": device.type,
-            **_what_counts(recipe, budgets, adversary),
+            **counts,
         }
         for seed in range(seeds)
     ]
 
-    def train(missing: list[int]) -> list[nn.Module]:
-        fleet = Stack([fresh[i] for i in missing])
-        chosen = [generators[i] for i in missing]
-        label = f"training {TITLES[recipe]}, networks {', '.join(map(str, missing))}"
-        return training.train(
-            fleet, setting.x, setting.y, schedule, perturbed, separate=separate, generators=chosen, label=label
-        ).unstack()
+    def train_missing(missing: list[int]) -> list[nn.Module]:
+        text = f"{label}, networks {', '.join(map(str, missing))}"
+        return train(Stack([fresh[i] for i in missing]), [generators[i] for i in missing], text).unstack()
 
-    return [networks.folded(cast(nn.Sequential, one)) for one in store.trained(recipes, fresh, train)]
+    return [networks.folded(cast(nn.Sequential, one)) for one in store.trained(recipes, fresh, train_missing)]
 
 
 def _what_counts(recipe: Recipe, budgets: Budgets, adversary: Adversary) -> dict[str, Any]:

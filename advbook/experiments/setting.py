@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,11 @@ from torch import Tensor
 from advbook import datasets, fonts
 from advbook.manifolds.projection import Manifold
 
-Dataset = Literal["fonts", "mnist", "fashion_mnist", "emnist"]
+Dataset = Literal[
+    "fonts", "fonts_easy", "mnist", "fashion_mnist", "emnist", "svhn", "cifar10", "cifar10_small", "cifar100"
+]
+# FONTS comes in the papers' set and in an easier one; both ship with the package.
+FONTS: Mapping[str, fonts.Difficulty] = {"fonts": "hard", "fonts_easy": "easy"}
 Subset = Literal["first", "random"]
 HELD_OUT = 2_000  # test images that no attack touches: for the test error, and as the data's own directions
 
@@ -55,17 +60,19 @@ class Setting:
 
 def title(dataset: Dataset) -> str:
     """A data set's name as a text gives it."""
-    return "FONTS" if dataset == "fonts" else datasets.DATASETS[dataset].title
+    if dataset in FONTS:
+        return "FONTS" if dataset == "fonts" else "FONTS, easy"
+    return datasets.DATASETS[dataset].title
 
 
 def classes(dataset: Dataset) -> tuple[str, ...]:
     """The names of a data set's classes."""
-    return tuple(fonts.LETTERS) if dataset == "fonts" else datasets.DATASETS[dataset].classes
+    return tuple(fonts.LETTERS) if dataset in FONTS else datasets.DATASETS[dataset].classes
 
 
 def train_size(dataset: Dataset) -> int:
     """How many training images a data set has."""
-    return fonts.TRAIN_ROWS if dataset == "fonts" else datasets.DATASETS[dataset].splits["train"].count
+    return fonts.TRAIN_ROWS if dataset in FONTS else datasets.DATASETS[dataset].splits["train"].count
 
 
 def load(
@@ -75,16 +82,17 @@ def load(
 
     Held out are random rows of all fonts on FONTS, and the next test images elsewhere.
     """
-    return (_fonts if dataset == "fonts" else _real)(dataset, n, subset, images, held_out, device)
+    return (_fonts if dataset in FONTS else _real)(dataset, n, subset, images, held_out, device)
 
 
 def _fonts(dataset: Dataset, n: int, subset: Subset, images: int, count: int, device: torch.device) -> Setting:
-    train = (
-        fonts.random_rows("train", n, device=device) if subset == "random" else fonts.rows("train", n, device=device)
-    )
-    test = fonts.rows("test", images, device=device)
+    difficulty = FONTS[dataset]
+    draw = fonts.random_rows if subset == "random" else fonts.rows
+    train = draw("train", n, difficulty=difficulty, device=device)
+    test = fonts.rows("test", images, difficulty=difficulty, device=device)
     # The next rows would show a few fonts only, most of which the first N training rows hold too.
-    held_out = fonts.random_rows("test", count, skip=images, device=device)
+    held_out = fonts.random_rows("test", count, skip=images, difficulty=difficulty, device=device)
+    manifold = Manifold(fonts.decode, fonts.decode_with_jacobian, *fonts.theta_box(device, difficulty))
     return Setting(
         x=fonts.images(train),
         y=train.letter,
@@ -93,7 +101,7 @@ def _fonts(dataset: Dataset, n: int, subset: Subset, images: int, count: int, de
         x_held_out=fonts.images(held_out),
         y_held_out=held_out.letter,
         classes=classes(dataset),
-        known=Known(Manifold(fonts.decode, fonts.decode_with_jacobian, *fonts.theta_box(device)), train, test),
+        known=Known(manifold, train, test),
     )
 
 

@@ -4,8 +4,10 @@ pack.py turns networks into bytes, interpreter.js runs them in the reader's brow
 two with its controls. JS and torch agree to 1e-4; tests/parity.py holds every figure to that.
 """
 
+from advbook.sliders.direction import AttackDirection
 from advbook.sliders.latent import LatentSlider
 from advbook.sliders.path import OnManifoldAttack
+from advbook.sliders.threshold import ThresholdSlider
 from advbook.sliders.walk import OffManifoldWalk
 
-__all__ = ["LatentSlider", "OffManifoldWalk", "OnManifoldAttack"]
+__all__ = ["AttackDirection", "LatentSlider", "OffManifoldWalk", "OnManifoldAttack", "ThresholdSlider"]

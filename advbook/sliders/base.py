@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.resources import files
 from typing import Any, TypedDict
 
 import anywidget
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from traitlets import Bytes, Dict, List, TraitError, Unicode
 
@@ -80,10 +82,8 @@ class Figure(anywidget.AnyWidget):
 
     _css = source("sliders.css")
     controls = List(Dict()).tag(sync=True)
-    class_names = List(Unicode()).tag(sync=True)
-    classifier = List(Dict()).tag(sync=True)
-    classifier_weights = Bytes().tag(sync=True)
     note = Unicode().tag(sync=True)
+    _by_browser = False
 
     def still(self) -> bytes:
         """The figure as a PNG for print, LaTeX and viewers without JavaScript."""
@@ -92,6 +92,14 @@ class Figure(anywidget.AnyWidget):
     def alt(self) -> str:
         """The still image in a sentence."""
         raise NotImplementedError
+
+    def set_state(self, sync_data: dict[str, Any]) -> None:
+        """Takes what the browser sends as it stands: there a move of one control has moved the rest already."""
+        self._by_browser = True
+        try:
+            super().set_state(sync_data)
+        finally:
+            self._by_browser = False
 
     def _within(self, proposal: Any) -> Any:
         """A trait's new value, held to its control's range; rounding at the ends is forgiven."""
@@ -110,18 +118,26 @@ class Figure(anywidget.AnyWidget):
         return {**data, "text/plain": self.alt(), "image/png": png}, metadata
 
 
-def evaluated(network: nn.Sequential, shape: list[int], classes: int) -> nn.Sequential:
+class ClassifierFigure(Figure):
+    """A figure with one classifier."""
+
+    class_names = List(Unicode()).tag(sync=True)
+    classifier = List(Dict()).tag(sync=True)
+    classifier_weights = Bytes().tag(sync=True)
+
+
+def evaluated(network: nn.Sequential, shape: list[int], classes: int, name: str = "classifier") -> nn.Sequential:
     """The network in evaluation mode, known to give `classes` logits for images [1, H, W] of this shape.
 
-    Raises ValueError if it does not.
+    Raises ValueError, which calls it `name`, if it does not.
     """
     fixed = folded(network)
     try:
         given = list(fixed(torch.zeros(1, *shape)).shape)
     except RuntimeError as error:
-        raise ValueError(f"classifier does not take images of shape {shape}: {error}") from error
+        raise ValueError(f"{name} does not take images of shape {shape}: {error}") from error
     if given != [1, classes]:
-        raise ValueError(f"classifier gives {given} for one image; allowed is [1, {classes}], a logit a class.")
+        raise ValueError(f"{name} gives {given} for one image; allowed is [1, {classes}], a logit a class.")
     return fixed
 
 
@@ -136,6 +152,39 @@ def check_labels(labels: Sequence[int], count: int, classes: int) -> None:
     """Raises ValueError unless there are `count` labels, each from 0 to `classes` - 1."""
     if len(labels) != count or not all(0 <= label < classes for label in labels):
         raise ValueError(f"labels = {list(labels)}; allowed: {count} classes from 0 to {classes - 1}.")
+
+
+def check_names(name: str, given: Collection[str], allowed: Collection[str]) -> None:
+    """Raises ValueError if the mapping called `name` has other keys than those allowed, or if there are none."""
+    if not allowed or set(given) != set(allowed):
+        wanted = f"{list(allowed)}, in any order" if allowed else "at least one name"
+        raise ValueError(f"{name} has the names {list(given)}; allowed: {wanted}.")
+
+
+def check_shares(**arrays: Any) -> None:
+    """Raises ValueError for an argument, given by its name, with a number outside [0, 1]."""
+    for name, array in arrays.items():
+        values = np.asarray(array)
+        outside = values[~((values >= 0) & (values <= 1))]  # written so that NaN is refused, too
+        if outside.size:
+            raise ValueError(f"{name} has {outside.flat[0]:g}; allowed are numbers from 0 to 1.")
+
+
+def gathered(name: str, given: Any, *levels: Sequence[str]) -> NDArray[Any]:
+    """Arrays in nested mappings, stacked in the order of the names of each level: {a: {b: [...]}} -> [A, B, ...].
+
+    Raises ValueError if names or shapes do not fit.
+    """
+    if not levels:
+        return np.asarray(given)
+    check_names(name, given, levels[0])
+    parts = [gathered(f"{name}[{key!r}]", given[key], *levels[1:]) for key in levels[0]]
+    for key, part in zip(levels[0], parts, strict=True):
+        if part.shape != parts[0].shape:
+            raise ValueError(
+                f"{name}[{key!r}] has shape {list(part.shape)}; allowed is {list(parts[0].shape)}, as the first has."
+            )
+    return np.stack(parts)
 
 
 def answers(network: nn.Module, images: Tensor, names: list[str]) -> list[str]:

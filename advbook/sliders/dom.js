@@ -26,7 +26,8 @@ const percent = (p) => `${(100 * p).toFixed(1)} %`;
 /**
  * Mounts a figure: a card with `views`, one control for each entry of the trait `controls`, more views `below`, and a
  * Reset button.
- * `draw(values)` paints the views for the values of the controls and returns a sentence for the screen reader.
+ * `draw(values, again)` paints the views for the values of the controls and returns a sentence for the screen reader;
+ * with work left over for another frame it calls `again`.
  * Every trait is followed both ways: a move sets it, and setting it (in Python, too) moves the figure.
  * `follow(name)` says what else a move of the control `name` sets: values by name.
  */
@@ -45,22 +46,27 @@ function mount(model, el, { name, views, below = [], note, draw, follow = () => 
   const card = h("div", { class: "advbook-card", role: "group", "aria-label": name }, ...views, rows, ...below, foot, spoken);
   let frame = 0;
   let quiet = 0;
+  let moved = false; // since the last frame
 
   const paint = () => {
     const start = performance.now();
-    const sentence = draw(Object.fromEntries(controls.map((control) => [control.name, model.get(control.name)])));
+    const sentence = draw(Object.fromEntries(controls.map((control) => [control.name, model.get(control.name)])), again);
     card.dataset.frameMs = (performance.now() - start).toFixed(3);
     return sentence;
   };
+  const again = () => (frame ||= requestAnimationFrame(onFrame));
   const onFrame = () => {
     frame = 0;
     const sentence = paint();
+    if (!moved) return;
+    moved = false;
     clearTimeout(quiet);
     quiet = setTimeout(() => (spoken.textContent = sentence), QUIET);
   };
   const onChange = () => {
     controls.forEach((control) => control.show());
-    frame ||= requestAnimationFrame(onFrame);
+    moved = true;
+    again();
   };
 
   controls.forEach((control) => model.on(`change:${control.name}`, onChange));
@@ -111,24 +117,36 @@ function makeSelect({ label, options }, id, get, set) {
   return { element: h("div", { class: "advbook-control" }, head, select), show };
 }
 
-/** A picture with a caption: `paint(image, words, caption)` takes a tensor [1, H, W] in [0, 1], words for the ear. */
+/**
+ * A picture with a caption: `show(image)` takes a tensor [1, H, W] in [0, 1], `say` words for the ear and a caption,
+ * `paint` does both.
+ */
 function makePicture() {
   const canvas = h("canvas", { role: "img" });
   const caption = h("figcaption");
-  const paint = ({ data, shape: [, height, width] }, words, text) => {
+  const show = ({ data, shape: [, height, width] }) => {
     canvas.width = width;
     canvas.height = height;
     const pixels = new ImageData(width, height);
     for (let i = 0; i < data.length; i++) pixels.data.fill(255 * data[i], 4 * i, 4 * i + 3).fill(255, 4 * i + 3, 4 * i + 4);
     canvas.getContext("2d").putImageData(pixels, 0, 0);
+  };
+  const say = (words, text) => {
     canvas.setAttribute("aria-label", words);
     caption.textContent = text;
   };
-  return { element: h("figure", { class: "advbook-picture" }, canvas, caption), paint };
+  const paint = (image, words, text) => {
+    show(image);
+    say(words, text);
+  };
+  return { element: h("figure", { class: "advbook-picture" }, canvas, caption), show, say, paint };
 }
 
-/** The classifier's answer: its prediction in words and one bar a class. `paint` returns the prediction's sentence. */
-function makeAnswer(names) {
+/**
+ * The answer of a classifier, called `who`: its prediction in words, with more words behind, and one bar a class.
+ * `paint` returns the words.
+ */
+function makeAnswer(names, who = "The classifier") {
   const verdict = h("p", { class: "advbook-verdict", "aria-hidden": "true" });
   const bars = names.map((name) => {
     const fillBar = h("div", { class: "advbook-fill" });
@@ -139,7 +157,7 @@ function makeAnswer(names) {
     return { row, fillBar, value };
   });
   const list = h("div", { class: "advbook-bars" }, ...bars.map((bar) => bar.row));
-  const paint = (probabilities, label) => {
+  const paint = (probabilities, label, more = "") => {
     const best = argmax(probabilities);
     bars.forEach(({ row, fillBar, value }, i) => {
       fillBar.style.width = `${100 * probabilities[i]}%`;
@@ -149,11 +167,11 @@ function makeAnswer(names) {
       row.classList.toggle("advbook-true", i === label);
       row.classList.toggle("advbook-wrong", i === best && i !== label);
     });
-    const sentence = `The classifier says ${names[best]}, with ${percent(probabilities[best])} confidence: `;
+    const sentence = `${who} says ${names[best]}, with ${percent(probabilities[best])} confidence: `;
     const outcome = best === label ? "right." : `wrong, this is ${names[label]}.`;
-    verdict.textContent = sentence + outcome;
+    verdict.textContent = sentence + outcome + more;
     verdict.classList.toggle("advbook-wrong", best !== label);
-    return sentence + outcome;
+    return verdict.textContent;
   };
   return { element: h("div", { class: "advbook-answer" }, verdict, list), paint };
 }
@@ -164,44 +182,106 @@ function makeAnswer(names) {
  * note, and `ticks`, about how many numbers stand below.
  */
 function makePlot(xs, names) {
-  const { width, height, left, right, top, bottom } = PLOT;
-  const [first, last] = [xs[0], xs[xs.length - 1]];
-  const x = (v) => left + ((v - first) / (last - first)) * (width - left - right);
   let y;
-  const curve = s("g");
-  const flagged = s("g", { class: "advbook-flag" });
-  const cursor = s("line", { class: "advbook-cursor", y1: top, y2: height - bottom });
   const ring = s("circle", { class: "advbook-ring", r: 7 });
-  const shown = [curve, flagged, cursor, ring];
-  const svg = s("svg", { class: "advbook-plot", viewBox: `0 0 ${width} ${height}`, role: "img" }, ...shown);
+  const { svg, curve, x, scale, axes, mark: place, flag } = makeChart(xs[0], xs[xs.length - 1], names, [ring]);
   const legend = h("p", { class: "advbook-note" }, names.note, h("span", { class: "advbook-right" }, "●"),
     " classifier right, ", h("span", { class: "advbook-wrong" }, "✕"), " wrong.");
 
   const line = (ys, isRight, highest) => {
-    y = (v) => height - bottom - (v / highest) * (height - top - bottom);
+    y = scale(highest);
     const points = ys.map((v, i) => [x(xs[i]), y(v)]);
     curve.replaceChildren(
-      ...ticks(0, highest, 5).map((v) => tick(left - 6, y(v) + 4, "end", v)),
-      ...ticks(0, highest, 5).map((v) => s("line", { class: "advbook-grid", x1: left, x2: width - right, y1: y(v), y2: y(v) })),
-      ...ticks(first, last, names.ticks).map((v) => tick(x(v), height - bottom + 17, "middle", v)),
-      s("text", { x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, names.x),
-      s("text", { x: left, y: 14 }, names.y),
+      ...axes(highest),
       s("polyline", { class: "advbook-line", points: points.join(" ") }),
       ...points.map((point, i) => (isRight[i] ? dotMark(point) : crossMark(point))),
     );
   };
   const mark = (at, [px, py], words) => {
-    fill(cursor, { x1: x(at), x2: x(at) }, []);
     fill(ring, { cx: x(px), cy: y(py) }, []);
-    svg.setAttribute("aria-label", words);
-  };
-  const flag = (at, words) => {
-    if (at === null) return flagged.replaceChildren();
-    // A falling curve leaves room right of the line above, and left of it below.
-    const place = x(at) < width / 2 ? { x: x(at) + 5, y: top + 12 } : { x: x(at) - 5, y: height - bottom - 6, "text-anchor": "end" };
-    flagged.replaceChildren(s("line", { x1: x(at), x2: x(at), y1: top, y2: height - bottom }), s("text", place, words));
+    place(at, words);
   };
   return { element: h("div", { class: "advbook-chart" }, svg, legend), line, mark, flag };
+}
+
+/**
+ * Several named curves in one chart, told apart by colour, dashes and symbol; y from 0 to `names.highest`.
+ * `line` takes for each curve its `points`, of which those in `wrong` get a cross, and a `level`, a thin line across, or
+ * null. `mark` puts the cursor to x and each curve's symbol to its height there, or takes it away (null); `flag` puts up
+ * a line with words above it at x.
+ */
+function makeCurves(first, last, names, called) {
+  const symbols = called.map((_, i) => symbol(i));
+  const { svg, curve, x, scale, axes, mark: place, flag: raise } = makeChart(first, last, names, symbols);
+  svg.classList.add("advbook-curves");
+  const y = scale(names.highest);
+  const legend = h("p", { class: "advbook-note" }, ...called.map((name, i) => h("span", { class: "advbook-key" }, swatch(i), name)));
+  legend.append(names.note);
+  const at = (points) => points.map(([px, py]) => [x(px), y(py)]);
+  const level = (i, v) => {
+    const end = fill(symbol(i), { transform: `translate(${x(last)} ${y(v)}) scale(0.6)` }, []);
+    return [s("line", { class: `advbook-level advbook-curve-${i}`, x1: x(first), x2: x(last), y1: y(v), y2: y(v) }), end];
+  };
+  const line = (curves) => {
+    const levels = curves.flatMap(({ level: v = null }, i) => (v === null ? [] : level(i, v)));
+    const lines = curves.map(({ points }, i) => s("polyline", { class: `advbook-line advbook-curve-${i}`, points: at(points).join(" ") }));
+    const crosses = curves.flatMap(({ wrong = [] }) => at(wrong).map(crossMark));
+    curve.replaceChildren(...axes(names.highest), ...levels, ...lines, ...crosses);
+  };
+  const mark = (to, heights, words) => {
+    symbols.forEach((one, i) => {
+      one.setAttribute("visibility", heights[i] === null ? "hidden" : "visible");
+      if (heights[i] !== null) one.setAttribute("transform", `translate(${x(to)} ${y(heights[i])})`);
+    });
+    place(to, words);
+  };
+  const flag = (to, words) => raise(to, words, { x: x(to), y: 20, "text-anchor": x(to) < PLOT.width / 2 ? "start" : "end" });
+  return { element: h("div", { class: "advbook-chart" }, svg, legend), line, mark, flag };
+}
+
+/** The symbol of curve i: a circle, a square, a triangle, a diamond. */
+const symbol = (i) => s("path", { class: `advbook-symbol advbook-curve-${i}`, d: SYMBOLS[i] });
+const SYMBOLS = ["M-5 0a5 5 0 1 0 10 0a5 5 0 1 0 -10 0z", "M-4.5 -4.5h9v9h-9z", "M0 -6l5.7 10h-11.4z", "M0 -6.5l6.5 6.5l-6.5 6.5l-6.5 -6.5z"];
+
+/** A piece of curve i with its symbol, to stand before its name. */
+function swatch(i) {
+  const sample = s("line", { class: `advbook-line advbook-curve-${i}`, x1: 0, x2: 40, y1: 8, y2: 8 });
+  const its = fill(symbol(i), { transform: "translate(20 8)" }, []);
+  return s("svg", { class: "advbook-swatch", viewBox: "0 0 40 16", "aria-hidden": "true" }, sample, its);
+}
+
+/** What all charts have: scales, axes, a cursor and a flag; `above` lies over the curve. */
+function makeChart(first, last, names, above) {
+  const { width, height, left, right, top, bottom } = PLOT;
+  const x = (v) => left + ((v - first) / (last - first)) * (width - left - right);
+  const scale = (highest) => (v) => height - bottom - (v / highest) * (height - top - bottom);
+  const curve = s("g");
+  const flagged = s("g", { class: "advbook-flag" });
+  const cursor = s("line", { class: "advbook-cursor", y1: top, y2: height - bottom });
+  const shown = [curve, flagged, cursor, ...above];
+  const svg = s("svg", { class: "advbook-plot", viewBox: `0 0 ${width} ${height}`, role: "img" }, ...shown);
+  const axes = (highest) => {
+    const [y, heights] = [scale(highest), ticks(0, highest, 5)];
+    return [
+      ...heights.map((v) => tick(left - 6, y(v) + 4, "end", v)),
+      ...heights.map((v) => s("line", { class: "advbook-grid", x1: left, x2: width - right, y1: y(v), y2: y(v) })),
+      ...ticks(first, last, names.ticks).map((v) => tick(x(v), height - bottom + 17, "middle", v)),
+      s("text", { x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, names.x),
+      s("text", { x: left, y: 14 }, names.y),
+    ];
+  };
+  const mark = (at, words) => {
+    fill(cursor, { x1: x(at), x2: x(at) }, []);
+    svg.setAttribute("aria-label", words);
+  };
+  // A falling curve leaves room right of the line above, and left of it below.
+  const beside = (at) =>
+    at < width / 2 ? { x: at + 5, y: top + 12 } : { x: at - 5, y: height - bottom - 6, "text-anchor": "end" };
+  const flag = (at, words, place = beside(x(at))) => {
+    if (at === null) return flagged.replaceChildren();
+    flagged.replaceChildren(s("line", { x1: x(at), x2: x(at), y1: top, y2: height - bottom }), s("text", place, words));
+  };
+  return { svg, curve, x, scale, axes, mark, flag };
 }
 
 const tick = (x, y, anchor, v) => s("text", { x, y, "text-anchor": anchor }, `${+v.toFixed(4)}`.replace("-", "−"));

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from traitlets import Bytes, Dict, Float, Int, List, validate
 
 from advbook.fonts import FONTS, IDENTITY, LETTERS, THETA_HIGH, THETA_LOW, THETA_NAMES, transform
-from advbook.sliders.base import Control, Figure, answers, check_thetas, evaluated, script, selector, slider
+from advbook.sliders.base import ClassifierFigure, Control, answers, check_thetas, evaluated, script, selector, slider
 from advbook.sliders.pack import pack, pack_fonts
 from advbook.sliders.still import draw
 
 _TRAITS = tuple(name.replace(" ", "_") for name in THETA_NAMES)
 
 
-class LatentSlider(Figure):
+class LatentSlider(ClassifierFigure):
     """Moves z = (theta, font, letter) of FONTS and shows x = dec(z) with the classifier's answer, live.
 
     Traits: shift_x, shift_y, shear_x, shear_y, scale, rotation (theta in its own units, rotation in radians),
@@ -76,7 +76,7 @@ class LatentSlider(Figure):
             **dict(zip(_TRAITS, start, strict=True)),
         )
 
-    _in_range = validate(*_TRAITS, "font", "letter")(Figure._within)
+    _in_range = validate(*_TRAITS, "font", "letter")(ClassifierFigure._within)
 
     def still(self) -> bytes:
         """The letter along each of the six sliders, the others where they stand."""

@@ -7,6 +7,7 @@ one function here and add one to OPS in interpreter.js.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import singledispatch
 from typing import Any
 
@@ -28,6 +29,17 @@ def pack(network: nn.Sequential) -> tuple[list[Layer], bytes]:
     """
     modules = _multiplied(list(folded(network)))
     return _assemble([_described(module) for module in modules])
+
+
+def pack_together(networks: Iterable[nn.Sequential]) -> tuple[list[list[Layer]], bytes]:
+    """Several networks, each as `pack` gives it, in the same bytes. Raises TypeError as `pack` does."""
+    packed: list[list[Layer]] = []
+    buffer = b""
+    for network in networks:
+        layers, weights = pack(network)
+        packed.append([_shifted(layer, len(buffer)) for layer in layers])
+        buffer += weights
+    return packed, buffer
 
 
 def pack_fonts(prototypes: ArrayLike) -> tuple[list[Layer], bytes]:
@@ -115,6 +127,12 @@ def _product(first: nn.Linear, second: nn.Linear) -> nn.Linear:
     both.weight.copy_(weight @ first.weight.double())
     both.bias.copy_(bias if first.bias is None else bias + weight @ first.bias.double())
     return both
+
+
+def _shifted(layer: Layer, start: int) -> Layer:
+    """The layer with its tensors `start` bytes further on."""
+    tensors = {name: {**tensor, "offset": tensor["offset"] + start} for name, tensor in layer["tensors"].items()}
+    return {**layer, "tensors": tensors}
 
 
 def _assemble(described: list[tuple[Layer, dict[str, Array]]]) -> tuple[list[Layer], bytes]:

@@ -13,8 +13,8 @@ from traitlets import Bytes, Dict, Float, Int, List, observe, validate
 
 from advbook.fonts import THETA_HIGH, THETA_LOW, THETA_NAMES, transform
 from advbook.sliders.base import (
+    ClassifierFigure,
     Control,
-    Figure,
     answers,
     check_labels,
     check_thetas,
@@ -31,7 +31,7 @@ _ROUNDING = 1e-6  # how far float32 may lie outside a bound
 _SHOWN = 6  # steps of the path in the still image, at most
 
 
-class OnManifoldAttack(Figure):
+class OnManifoldAttack(ClassifierFigure):
     """Moves theta by zeta, by hand or along an attack's path, and shows dec(theta + zeta) with the answer, live.
 
     Traits: example (counted from 0), step of the path, and zeta_shift_x, zeta_shift_y, zeta_shear_x, zeta_shear_y,
@@ -56,7 +56,6 @@ class OnManifoldAttack(Figure):
     zeta_shear_y = Float().tag(sync=True)
     zeta_scale = Float().tag(sync=True)
     zeta_rotation = Float().tag(sync=True)
-    _by_browser = False
 
     def __init__(
         self,
@@ -108,15 +107,7 @@ class OnManifoldAttack(Figure):
             "near a limit a slider may move nothing. All is computed in your browser.",
         )
 
-    _in_range = validate(*_MOVES, "example", "step")(Figure._within)
-
-    def set_state(self, sync_data: dict[str, Any]) -> None:
-        """Takes what the browser sends as it stands: there a new step or example has moved the rest already."""
-        self._by_browser = True
-        try:
-            super().set_state(sync_data)
-        finally:
-            self._by_browser = False
+    _in_range = validate(*_MOVES, "example", "step")(ClassifierFigure._within)
 
     @observe("example", "step")
     def _follow(self, change: dict[str, Any]) -> None:

@@ -12,12 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 from traitlets import Bytes, Float, Int, List, validate
 
-from advbook.sliders.base import Figure, answers, check_labels, evaluated, script, selector, slider
+from advbook.sliders.base import ClassifierFigure, answers, check_labels, evaluated, script, selector, slider
 from advbook.sliders.pack import pack
 from advbook.sliders.still import draw
 
 
-class OffManifoldWalk(Figure):
+class OffManifoldWalk(ClassifierFigure):
     """Moves t in x + t delta: picture and answer live, the way back to the manifold precomputed.
 
     Traits: t, and example (counted from 0).
@@ -81,7 +81,7 @@ class OffManifoldWalk(Figure):
             t=start,
         )
 
-    _in_range = validate("t", "example")(Figure._within)
+    _in_range = validate("t", "example")(ClassifierFigure._within)
 
     def still(self) -> bytes:
         """x + t delta for some t with the classifier's answers, below each its projection and distance."""

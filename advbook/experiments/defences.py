@@ -1,0 +1,124 @@
+"""The defences that chapter 05 compares, by name, and their trained networks: one engine and one fleet for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from advbook import networks, training
+from advbook.experiments.recipes import trained
+from advbook.experiments.setting import Setting
+from advbook.fleet import Stack
+from advbook.kernels import bfloat16_is_fast
+from advbook.training import Adversary, Backtracking, Descent, Divergence, Perturbed, Schedule, Transition
+
+Defence = Literal[
+    "normal", "at_half", "at_full", "trades", "ccat", "ccat_whole_batch", "ccat_exponential", "ccat_linear"
+]
+TITLES: dict[Defence, str] = {
+    "normal": "normal",
+    "at_half": "AT, 50 %",
+    "at_full": "AT, 100 %",
+    "trades": "TRADES",
+    "ccat": "CCAT",
+    "ccat_whole_batch": "CCAT, one start a batch",
+    "ccat_exponential": "CCAT, exponential",
+    "ccat_linear": "CCAT, linear",
+}
+PUBLISHED_EPS = 0.3  # of MNIST, for which these rates and this length are published
+CONFIDENCE_RATE, ERROR_RATE, DIVERGENCE_RATE, PUBLISHED_STEPS = 0.01, 0.05, 0.01, 40
+
+
+class Attacked(NamedTuple):
+    """eps: L-inf budget in training; steps: of the attack inside; rho: of CCAT's transition; beta: of TRADES."""
+
+    eps: float
+    steps: int = PUBLISHED_STEPS
+    rho: float = 10.0
+    beta: float = 1.0
+
+    def rate(self, published: float) -> float:
+        """A step rate for these steps and eps: with the published ones, the published rate.
+
+        Fewer steps take longer ones, so that the attack still gets as far; at most eps / 2, half the ball.
+        """
+        return min(published * (self.eps / PUBLISHED_EPS) * (PUBLISHED_STEPS / self.steps), self.eps / 2)
+
+
+def schedule(network: networks.Network, epochs: int) -> Schedule:
+    """How a network is trained: LeNet and ResNet-20 as published with CCAT, the papers' standard classifiers as there.
+
+    In trials on FONTS with few epochs, SGD at the published rate left some of the standard classifiers at chance.
+    """
+    return Descent(epochs=epochs) if network in ("lenet", "resnet20") else Schedule(epochs=epochs)
+
+
+def defended(
+    setting: Setting,
+    data: tuple[str, str, int],
+    defence: Defence,
+    attacked: Attacked,
+    *,
+    network: networks.Network,
+    epochs: int,
+    seeds: int,
+) -> list[nn.Sequential]:
+    """The trained networks of seeds 0, 1, ..., batch norm folded; from the store where they are.
+
+    A seed's members of all defences start from the same weights. Source: Stutz et al., ICML 2020, for AT and CCAT;
+    Madry et al., 2018, for AT on full batches; Zhang et al., ICML 2019, for TRADES.
+    """
+    plan = schedule(network, epochs)
+    train, counts = _training(setting, defence, attacked, plan, network)
+    return trained(
+        setting, data, defence, network=network, schedule=plan, seeds=seeds, counts=counts, train=train,
+        label=f"training {TITLES[defence]}",
+    )  # fmt: skip
+
+
+Train = Callable[[Stack, list[torch.Generator], str], Stack]
+
+
+def _training(
+    setting: Setting, defence: Defence, a: Attacked, plan: Schedule, network: networks.Network
+) -> tuple[Train, dict[str, Any]]:
+    """How a defence trains a fleet, and what counts for its result beside data, network and schedule."""
+    fast = {"precision": "bfloat16" if bfloat16_is_fast(setting.x.device) else "float32", "steps": a.steps}
+    x, y = setting.x, setting.y
+
+    def on(*perturbed: Perturbed) -> Train:
+        def train(fleet: Stack, generators: list[torch.Generator], label: str) -> Stack:
+            return training.train(fleet, x, y, plan, perturbed, generators=generators, label=label)
+
+        return train
+
+    if defence == "normal":
+        return on(), {}
+    if defence in ("at_half", "at_full"):
+        adversary: Adversary = Backtracking.model_validate({**fast, "goal": "error", "lr": a.rate(ERROR_RATE)})
+        share = 0.5 if defence == "at_half" else 1.0
+        return on(training.uniform_norm(x, a.eps, adversary, share=share)), {"eps": a.eps, **adversary.model_dump()}
+    if defence == "trades":
+        adversary = Divergence.model_validate({**fast, "lr": a.rate(DIVERGENCE_RATE)})
+
+        def trades(fleet: Stack, generators: list[torch.Generator], label: str) -> Stack:
+            return training.train_trades(
+                fleet, x, y, plan, a.eps, adversary, beta=a.beta, generators=generators, label=label
+            )
+
+        return trades, {"eps": a.eps, "beta": a.beta, **adversary.model_dump()}
+    adversary = Backtracking.model_validate({**fast, "lr": a.rate(CONFIDENCE_RATE)})
+    part = training.calibrated(
+        x, a.eps, adversary, transition=_transition(defence, a), whole_batch=defence == "ccat_whole_batch"
+    )
+    return on(part), {"eps": a.eps, "rho": a.rho, **adversary.model_dump()}
+
+
+def _transition(defence: Defence, a: Attacked) -> Transition:
+    """The published transition, or a variant as steep near zero: all three start with the slope -rho / eps."""
+    if defence == "ccat_exponential":
+        return training.exponential(a.rho / a.eps)
+    return training.linear(a.eps, a.rho) if defence == "ccat_linear" else training.power(a.eps, a.rho)
