@@ -25,7 +25,10 @@ ROUNDING = 1e-3  # by how much probabilities may miss the sum of one: half preci
 
 
 class Answers(NamedTuple):
-    """What a classifier says of N images: its confidence in [0, 1] and whether it is right, [..., N] each."""
+    """What a classifier says of N images: its confidence in [0, 1] and whether it is right, [N] each.
+
+    `answers` gives [..., N] for [..., N, K]; all else here takes one row of them at a time.
+    """
 
     confidence: Floats
     correct: Bools
@@ -101,6 +104,7 @@ def threshold(held_out: Answers, tpr: float = 0.99) -> float:
     """
     if not 0 < tpr <= 1:
         raise ValueError(f"tpr = {tpr}: allowed are rates above 0, up to 1.")
+    _single(held_out, "held_out")
     sure = np.sort(held_out.confidence[held_out.correct])
     if not len(sure):
         raise ValueError(f"held_out: none of {held_out.correct.size} examples is correct; allowed is one or more.")
@@ -232,10 +236,16 @@ def interval(
 
 def _accepted(given: Answers, tau: ArrayLike) -> Bools:
     """[...] thresholds, [N] confidences -> [..., N]."""
+    _single(given, "answers")
     taus = np.asarray(tau, dtype=float)
     if not np.isfinite(taus).all():
         raise ValueError(f"tau = {tau!r}: allowed are finite numbers.")
     return np.asarray(given.confidence >= taus[..., None])
+
+
+def _single(given: Answers, name: str) -> None:
+    if given.confidence.ndim != 1:
+        raise ValueError(f"{name}: its shape is {list(given.confidence.shape)}; allowed is [N], one row at a time.")
 
 
 def _same(clean: Answers, attacked: Answers) -> None:
@@ -247,7 +257,10 @@ def _same(clean: Answers, attacked: Answers) -> None:
 
 
 def _checked(p: ArrayLike, y: ArrayLike, *, name: str = "p") -> tuple[Floats, NDArray[np.int64]]:
-    probabilities, labels = np.asarray(p, dtype=float), np.asarray(y)
+    try:
+        probabilities, labels = np.asarray(p, dtype=float), np.asarray(y)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name}: it cannot be read as an array of numbers ({error}).") from None
     if probabilities.ndim < 2 or 0 in probabilities.shape:
         raise ValueError(
             f"{name}: its shape is {list(probabilities.shape)}; allowed is [..., N, K] with N, K at least 1."

@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 
+from advbook.experiments import defences
+from advbook.experiments.defences import Defence
 from advbook.experiments.recipes import TITLES, Recipe
 
 # Colours by kind of perturbation (Okabe and Ito's palette, which colour-blind readers can tell apart), with line
@@ -290,6 +292,182 @@ def dial(error: pd.DataFrame, success: pd.DataFrame) -> Figure:
         figure.align_ylabels(grid)
         _legend(figure, list(zip(*grid[0].get_legend_handles_labels(), strict=True)), columns=3)
     return figure
+
+
+class Stroke(NamedTuple):
+    """How a training of chapter 05 looks: colour, marker and line. Each of the three alone tells it apart."""
+
+    colour: str
+    marker: str
+    line: str | tuple[int, tuple[float, ...]]
+
+
+DEFENCES: dict[Defence, Stroke] = {
+    "normal": Stroke("#000000", "o", ":"),
+    "at_half": Stroke("#d55e00", "s", "--"),
+    "at_full": Stroke("#8c3b00", "D", "-."),
+    "trades": Stroke("#e69f00", "^", (0, (5, 1, 1, 1, 1, 1))),
+    "ccat": Stroke("#0072b2", "P", "-"),
+    "ccat_whole_batch": Stroke("#56b4e9", "v", (0, (8, 2))),
+    "ccat_exponential": Stroke("#009e73", "X", (0, (3, 1))),
+    "ccat_linear": Stroke("#cc79a7", "d", (0, (1, 1))),
+}
+
+
+def targets(sizes: np.ndarray, probabilities: Mapping[str, np.ndarray]) -> Figure:
+    """What a target leaves to the true label over the size of the perturbation in eps, a line a transition.
+
+    sizes: [P]; probabilities: name -> [P].
+    """
+    with look():
+        figure, axes = plt.subplots(figsize=(NARROW, 2.9), layout="constrained")
+        looks = cycle(zip(("#0072b2", "#56b4e9", "#009e73", "#cc79a7"), ("-", "--", "-.", ":"), strict=True))
+        for (name, values), (colour, line) in zip(probabilities.items(), looks, strict=False):
+            axes.plot(sizes, values, color=colour, linestyle=line, lw=1.8, label=name)
+        axes.set(xlabel=r"size of the perturbation, $\|\delta\|_\infty / \epsilon$", ylabel="target of the label")
+        axes.set_ylim(0, 1.02)
+        _legend(figure, list(zip(*axes.get_legend_handles_labels(), strict=True)))
+    return figure
+
+
+def along(table: pd.DataFrame, *, chance: float) -> Figure:
+    """The mean confidence over the step t along an attack, a line a training with its 95 % band; dotted lines at the
+    confidence of a guess and at the attack's end, t = 1.
+
+    table: columns recipe, t, value, low, high.
+    """
+    with look():
+        figure, axes = plt.subplots(figsize=(NARROW, 3.9), layout="constrained")
+        axes.axhline(chance, color="0.4", lw=1, ls=":")
+        axes.axvline(1, color="0.4", lw=1, ls=":")
+        for place, defence in enumerate(_defences(table)):
+            own, style = table[table.recipe == defence].sort_values("t"), _stroke(defence)
+            axes.plot(own.t, own.value, markevery=(place % 3, 3), **style)
+            axes.fill_between(own.t, own.low, own.high, color=style["color"], alpha=0.15, lw=0)
+        axes.set(xlabel=r"step $t$ along the attack, $x + t\,\delta$", ylabel="mean confidence", ylim=(0, 1.02))
+        _legend(figure, _defence_handles(table))
+    return figure
+
+
+def thresholds(curves: pd.DataFrame, marks: pd.DataFrame, panels: Mapping[str, str], taus: np.ndarray) -> Figure:
+    """Errors among what is accepted over the threshold tau: a small panel a threat, a line a training (the mean of its
+    networks, in a band from the lowest to the highest), and a mark at the threshold that each network has.
+
+    curves: columns recipe, threat and rates, a list as long as taus, None where a network accepts nothing: there the
+    line has a gap. marks: columns recipe, threat, tau, rate. panels: threat -> title.
+    """
+    with look():
+        lines = -(-len(panels) // 2)
+        size = (NARROW + 0.4, 2.2 * lines + 0.9)
+        figure, grid = plt.subplots(
+            lines, 2, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
+        )
+        for axes, (threat, title) in zip(grid.flat, panels.items(), strict=False):
+            for defence in _defences(curves):
+                own = curves[(curves.threat == threat) & (curves.recipe == defence)]
+                style = _stroke(defence)
+                if len(own):
+                    rates = np.array(own.rates.tolist(), dtype=float)  # [S, T]
+                    axes.plot(taus, rates.mean(0), **style | {"marker": ""})
+                    axes.fill_between(taus, rates.min(0), rates.max(0), color=style["color"], alpha=0.12, lw=0)
+                chosen = marks[(marks.threat == threat) & (marks.recipe == defence)]
+                places = chosen.tau.astype(float), chosen.rate.astype(float)
+                axes.plot(*places, **style | {"linestyle": "", "ms": 7, "mec": "white"}, clip_on=False, zorder=4)
+            axes.set_title(title, fontsize=10)
+            axes.set(xlim=(0, 1), ylim=(0, 1.02))
+        for axes in grid.flat[len(panels) :]:
+            axes.set_visible(False)
+        figure.supxlabel(r"threshold $\tau$", fontsize=10)
+        figure.supylabel("errors among what is accepted", fontsize=10)
+        _legend(figure, _defence_handles(curves))
+    return figure
+
+
+def rejection(table: pd.DataFrame) -> Figure:
+    """The share of accepted images that an attack makes rejected, over its radius in eps (a logarithmic axis), a line a
+    training with its 95 % intervals.
+
+    table: columns recipe, radius, value, low, high.
+    """
+    with look():
+        figure, axes = plt.subplots(figsize=(NARROW, 3.7), layout="constrained")
+        found = _defences(table)
+        for defence, shift in zip(found, np.linspace(-0.03, 0.03, len(found)), strict=True):
+            own, style = table[table.recipe == defence].sort_values("radius"), _stroke(defence)
+            places = own.radius * (1 + shift)
+            axes.plot(places, own.value, **style)
+            axes.vlines(places, own.low, own.high, color=style["color"], lw=1.2)
+        radii = sorted(set(table.radius))
+        axes.set(xlabel=r"radius of the attack, in $\epsilon$", ylabel="share made rejected", ylim=(0, 1.02))
+        axes.set_xscale("log")
+        axes.minorticks_off()
+        axes.set_xticks(radii, [f"{radius:g}" for radius in radii])
+        _legend(figure, _defence_handles(table))
+    return figure
+
+
+def by_corruption(table: pd.DataFrame) -> Figure:
+    """Errors among accepted images, and the share accepted, under every corruption (those of most errors on top), a
+    mark a training.
+
+    table: columns recipe, threat (the corruption), rate (None where nothing is accepted), accepted; a row a network.
+    """
+    with look():
+        numbers = table.assign(rate=table.rate.astype(float))
+        means = numbers.groupby(["recipe", "threat"])[["rate", "accepted"]].mean().reset_index()
+        names = list(means.groupby("threat").rate.mean().sort_values(ascending=False).index)
+        size = (NARROW + 0.4, 0.25 * len(names) + 1.4)
+        figure, grid = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
+        for axes, (column, label) in zip(
+            grid, {"rate": r"Err($\tau$)", "accepted": "share accepted"}.items(), strict=True
+        ):
+            for defence in _defences(table):
+                own = means[means.recipe == defence]
+                places = [names.index(threat) for threat in own.threat]
+                axes.plot(own[column], places, **_stroke(defence) | {"linestyle": "", "ms": 6}, clip_on=False)
+            axes.set(xlabel=label, xlim=(0, 1))
+            axes.grid(axis="y", color="0.9", lw=0.8)
+            axes.set_axisbelow(True)
+        grid[0].set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+        grid[0].invert_yaxis()
+        _legend(figure, _defence_handles(table))
+    return figure
+
+
+def answered(rows: Mapping[str, np.ndarray], said: Mapping[str, Sequence[str]]) -> Figure:
+    """Rows of pictures, each with what is said of it.
+
+    rows: name -> [T, C, H, W], grey or in colours, uint8; said: name -> T texts.
+    """
+    with look():
+        count = max(len(images) for images in rows.values())
+        size = (1.0 * count + 1.2, 1.2 * len(rows))
+        figure, grid = plt.subplots(len(rows), count, figsize=size, squeeze=False, layout="constrained")
+        for line, (name, images) in zip(grid, rows.items(), strict=True):
+            for axes, image, text in zip(line, images, said[name], strict=True):
+                axes.imshow(np.squeeze(image.transpose(1, 2, 0)), cmap="gray", vmin=0, vmax=255)
+                axes.set_title(text, fontsize=8, pad=2)
+                axes.set(xticks=[], yticks=[])
+                axes.spines[:].set_visible(False)
+            line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    return figure
+
+
+def _defences(table: pd.DataFrame) -> list[Defence]:
+    """The trainings of a table, in the order of DEFENCES."""
+    present = set(table.recipe)
+    if unknown := present - set(DEFENCES):
+        raise KeyError(f"trainings without a look: {sorted(unknown)}")
+    return [defence for defence in DEFENCES if defence in present]
+
+
+def _stroke(defence: Defence) -> dict[str, Any]:
+    own = DEFENCES[defence]
+    return {"color": own.colour, "marker": own.marker, "linestyle": own.line, "lw": 1.6, "ms": 6}
+
+
+def _defence_handles(table: pd.DataFrame) -> list[Handle]:
+    return [(Line2D([], [], **_stroke(defence)), defences.TITLES[defence]) for defence in _defences(table)]
 
 
 def _recipes(tables: Mapping[str, pd.DataFrame]) -> list[Recipe]:

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from tqdm import tqdm
@@ -129,7 +128,8 @@ class Backtracking(Adversary):
 
 
 class Divergence(Adversary):
-    """The attack of TRADES: sign steps that maximize the divergence of f(x + delta) from f(x); the target is f(x).
+    """The attack of TRADES: sign steps that maximize the divergence of f(x + delta) from f(x). The target is f(x), as
+    logits.
 
     Source: Zhang et al., ICML 2019.
     """
@@ -143,13 +143,16 @@ class Divergence(Adversary):
 
     @property
     def objective(self) -> Objective:
-        """KL(p || softmax(logits)) for p = softmax(f(x))."""
+        """KL(softmax(f(x)) || softmax(f(x + delta)))."""
         return divergence
 
 
-def divergence(logits: Tensor, p: Tensor) -> Tensor:
-    """KL(p || softmax(logits)) = sum_k p_k (log p_k - log softmax(logits)_k): [..., K], [..., K] -> [...]."""
-    return F.kl_div(logits.log_softmax(-1), p, reduction="none").sum(-1)
+def divergence(logits: Tensor, clean: Tensor) -> Tensor:
+    """KL(p || q) for p = softmax(clean) and q = softmax(logits), sum_k p_k (log p_k - log q_k): [..., K], [..., K] ->
+    [...].
+    """
+    log_p = clean.log_softmax(-1)
+    return (log_p.exp() * (log_p - logits.log_softmax(-1))).sum(-1)
 
 
 # --- target transitions of CCAT -----------------------------------------------------------------------------------
@@ -160,19 +163,30 @@ Transition = Callable[[Tensor], Tensor]  # size of a perturbation [P] -> weight 
 def power(eps: float, rho: float = 10.0) -> Transition:
     """lambda = (1 - min(1, n / eps))^rho, the published transition; rho = 10 in the released models.
 
-    n: size of the perturbation found. Source: Stutz et al., ICML 2020.
+    n: size of the perturbation found. Raises ValueError unless eps > 0 and rho >= 0, as the other transitions do.
+    Source: Stutz et al., ICML 2020.
     """
+    _check_transition(eps, rho)
     return lambda n: (1 - (n / eps).clamp_max(1)) ** rho
 
 
 def exponential(rho: float) -> Transition:
     """lambda = exp(-rho n). Source: released code of Stutz et al., ICML 2020."""
+    _check_transition(1.0, rho)
     return lambda n: torch.exp(-rho * n)
 
 
 def linear(eps: float, rho: float = 1.0) -> Transition:
     """lambda = 1 - min(1, rho n / eps). Source: released code of Stutz et al., ICML 2020."""
+    _check_transition(eps, rho)
     return lambda n: 1 - (rho * n / eps).clamp_max(1)
+
+
+def _check_transition(eps: float, rho: float) -> None:
+    if not eps > 0:
+        raise ValueError(f"eps = {eps}: allowed is a budget above 0, since targets depend on its share that is used.")
+    if not rho >= 0:
+        raise ValueError(f"rho = {rho}: allowed is 0 or more.")
 
 
 # --- what takes the place of images ---------------------------------------------------------------------------------
@@ -355,15 +369,15 @@ def train_trades(
     def losses(rows: Tensor) -> Iterator[Tensor]:
         fleet.eval()
         with torch.no_grad():
-            p = fleet(x[rows]).softmax(-1)
-        given = rows, p, _starts(around.start, x[rows], generators)
+            before = fleet(x[rows])
+        given = rows, before, _starts(around.start, x[rows], generators)
         if not makers:
             makers.append(captured(partial(_moves, around, fleet, x.shape[-1]), *given))
         u = makers[0](*given)
         fleet.train()
         moved = around.space(rows.flatten()).image(u).unflatten(0, rows.shape)
         clean, logits = fleet(torch.cat([x[rows], moved], 1)).chunk(2, 1)
-        yield (_cross_entropy(clean, y[rows]) + beta * divergence(logits, clean.softmax(-1))).mean(1)
+        yield (_cross_entropy(clean, y[rows]) + beta * divergence(logits, clean)).mean(1)
 
     return _fit(fleet, len(x), schedule, losses, generators, x.device, label)
 
@@ -416,8 +430,8 @@ def _fit(
                     loss.sum().backward()
                     optimizer.step()
                 bar.update()
-            if not loss.isfinite().all():
-                raise FloatingPointError(f"Training diverged in epoch {epoch + 1}: the loss is not finite.")
+            if not (loss.isfinite().all() and all(bool(w.isfinite().all()) for w in fleet.weights.values())):
+                raise FloatingPointError(f"Training diverged in epoch {epoch + 1}: its loss or a weight is not finite.")
     return fleet.eval()
 
 

@@ -38,12 +38,12 @@
 DATASET: str = "fonts"  # data set: fonts, since the true manifold is known for FONTS alone
 NETWORKS: list = ["cnn", "mlp"]  # architectures
 RECIPES: list = ["normal", "adversarial"]  # training recipes
-N: list = [250, 1000]  # training images
+N: list = [250, 500]  # training images
 SUBSET: str = "first"  # "first": the first N training rows, as in the paper; "random": random ones
 SEEDS: int = 3  # networks a point, which differ in initialization and batch order
 EPOCHS: int = 20  # epochs of training
 TRAIN_STEPS: int = 10  # steps of the attack inside training
-IMAGES: int = 200  # attacked test images
+IMAGES: int = 150  # attacked test images
 TEST_IMAGES: int = 10000  # other test images, for the test error
 EPS: float = 0.3  # budget of regular perturbations, L-inf
 EPS_SMALL: float = 0.02  # a second, smaller L-inf budget of the strong attack

@@ -15,14 +15,16 @@ from torch import nn
 from advbook.attacks.norms import LINF, zero
 from advbook.attacks.pgd import pgd
 from advbook.fleet import Stack
-from advbook.networks import Network, build, cnn, folded, initialize, mlp, predict, resnet, vgg
+from advbook.networks import Network, build, cnn, folded, initialize, lenet, mlp, predict, resnet, resnet20, vgg
 
-BUILDERS = {"cnn": cnn, "mlp": mlp, "resnet": resnet, "vgg": vgg}
+BUILDERS = {"cnn": cnn, "mlp": mlp, "resnet": resnet, "vgg": vgg, "lenet": lenet, "resnet20": resnet20}
 TINY = {
     "cnn": partial(cnn, channels=(3, 4)),
     "mlp": partial(mlp, units=(6, 5)),
     "resnet": partial(resnet, channels=(3, 4)),
     "vgg": partial(vgg, channels=(3, 4, 4)),
+    "lenet": partial(lenet, channels=(3, 4)),
+    "resnet20": partial(resnet20, channels=(3, 4)),
 }
 NORMS = nn.BatchNorm1d | nn.BatchNorm2d
 every_network = pytest.mark.parametrize("name", BUILDERS)
@@ -168,9 +170,12 @@ def test_a_name_gives_the_network_at_the_papers_width(name):
 def test_every_name_stands_for_a_network_and_no_other_does():
     assert set(get_args(Network)) == set(BUILDERS)
     sizes = {name: numbers(build(name, 10, generator=seeded())) for name in get_args(Network)}
-    assert sizes == {"cnn": 100_150, "mlp": 152_330, "resnet": 2_776_522, "vgg": 15_014_090}
-    with pytest.raises(ValueError, match="name = 'lenet': allowed are cnn, mlp, resnet, vgg"):
-        build("lenet", 10, generator=seeded())
+    expected = {"cnn": 100_150, "mlp": 152_330, "resnet": 2_776_522, "vgg": 15_014_090}
+    # lenet: convolutions of 25 * 32 and 25 * 32 * 64 with 2 numbers a channel for batch norm, then the linear layers
+    lenet_size = 25 * 32 + 2 * 32 + 25 * 32 * 64 + 2 * 64 + (49 * 64 + 1) * 1024 + 1025 * 10
+    assert sizes == expected | {"lenet": lenet_size, "resnet20": 4_326_602}
+    with pytest.raises(ValueError, match="name = 'alexnet': allowed are cnn, mlp, resnet, vgg, lenet, resnet20"):
+        build("alexnet", 10, generator=seeded())
 
 
 # --- initialization -------------------------------------------------------------------------------------------------
@@ -183,6 +188,8 @@ def test_every_name_stands_for_a_network_and_no_other_does():
         mlp(generator=seeded(1)),
         resnet(3, (12, 16), generator=seeded(1)),
         vgg(3, (8, 12, 12), side=12, generator=seeded(1)),
+        lenet(3, (8, 12), side=12, generator=seeded(1)),
+        resnet20(3, (12, 16), generator=seeded(1)),
     ],
     ids=BUILDERS,
 )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from advbook import confidence, corruptions, datasets, metrics
@@ -18,12 +18,13 @@ from advbook.experiments import Axis, Parameters, Result
 from advbook.experiments.defences import Attacked, Defence, defended
 from advbook.experiments.judged import TPR, Attempt, Judge, block_list, counted, number, numpy
 from advbook.experiments.setting import FONTS, Dataset, Setting, Subset, load, train_size
-from advbook.experiments.threats import Effort, Target, Threat, attacks, probabilities, refined, rejected
+from advbook.experiments.threats import Effort, Group, Target, Threat, attacks, probabilities, refined, rejected
 from advbook.fleet import Stack
 from advbook.kernels import bfloat16_is_fast, draft
 from advbook.ledger import Verdict
 from advbook.networks import Network
 
+COLOUR = ("svhn", "cifar10", "cifar10_small", "cifar100")
 RADII = (0.05, 0.1, 0.2, 0.5, 1.0)  # of forced rejection, in eps
 ALONG = np.linspace(0, 2, 17)  # of the walk along the attack's direction, whose end is 1
 
@@ -48,7 +49,7 @@ class CCAT(Parameters):
     train_steps: int = Field(10, ge=1, le=1000, description="steps of the attack inside training (the paper: 40)")
     rho: float = Field(10.0, gt=0, description="rho of CCAT's transition")
     beta: float = Field(1.0, ge=0, description="beta of TRADES")
-    images: int = Field(150, ge=25, le=10_000, description="attacked test images, the first of the test set")
+    images: int = Field(100, ge=25, le=10_000, description="attacked test images, the first of the test set")
     held_out: int = Field(1000, ge=1000, le=10_000, description="images that fix the threshold, used for nothing else")
     test_images: int = Field(1000, ge=100, le=100_000, description="other clean images, for the error of accepted ones")
     eps: float = Field(0.2, gt=0, le=1, description="L-inf budget, in training and attacks")
@@ -56,20 +57,36 @@ class CCAT(Parameters):
     eps_l2: float = Field(2.0, gt=0, description="L2 budget")
     eps_l1: float = Field(12.0, gt=0, description="L1 budget")
     eps_l0: int = Field(10, ge=1, description="L0 budget, pixels")
-    steps: int = Field(40, ge=1, le=10_000, description="gradient steps of the published attacks")
+    steps: int = Field(25, ge=1, le=10_000, description="gradient steps of the published attacks")
     restarts: int = Field(1, ge=1, le=100, description="random restarts of the published attacks")
-    queries: int = Field(100, ge=2, le=100_000, description="queries of the black-box attacks")
+    queries: int = Field(50, ge=2, le=100_000, description="queries of the black-box attacks")
     longer: int = Field(2, ge=1, le=100, description="times as many steps and restarts for the stronger attacks")
     corrupted: int = Field(50, ge=0, le=10_000, description="test images shown under every corruption; 0: none")
     corruption_files: Literal["generated", "official"] = Field(
         "generated", description="corruptions by the book's own functions, or the official files"
     )
 
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        size = train_size(self.dataset)
+        if self.n > size:
+            raise ValueError(f"Parameter N = {self.n} is not allowed: {self.dataset} has {size:,} training images.")
+        if self.corruption_files == "official" and self.dataset not in ("mnist", "cifar10"):
+            raise ValueError(
+                f"Parameter CORRUPTION_FILES = 'official' is not allowed with DATASET = {self.dataset!r}: the official "
+                "files show the test images of mnist and cifar10."
+            )
+        return self
+
     def check_data(self) -> None:
         """Raise MissingData (or DamagedData) if the data set, or an official file, cannot be read or fetched."""
         if self.dataset not in FONTS:
             for split in ("train", "test"):
                 datasets.load(self.dataset, split, n=1)
+        if self.corruption_files == "official":
+            style: corruptions.Style = "cifar10_c" if self.dataset in COLOUR else "mnist_c"
+            for name in corruptions.NAMES[style]:
+                datasets.corrupted(style, name, 1 if style == "cifar10_c" else None, n=1)
 
     def larger(self) -> dict[str, Any]:
         """All trainings, or, where these are there, twice the training images, as far as there are so many."""
@@ -80,7 +97,7 @@ class CCAT(Parameters):
     @property
     def budgets(self) -> dict[Threat, float]:
         """The radius of every threat model; for frames the width of the border, a tenth of the image's side."""
-        width = 3.0 if self.dataset in ("svhn", "cifar10", "cifar10_small", "cifar100") else 2.0
+        width = 3.0 if self.dataset in COLOUR else 2.0
         sizes = (self.eps, self.eps_larger, self.eps_l2, self.eps_l1, float(self.eps_l0), width)
         return dict(zip(get_args(Threat), sizes, strict=True))
 
@@ -149,10 +166,10 @@ class CCAT(Parameters):
             Attempt(one.group, one.name, probabilities(target.f, one.x), one.x, one.forwards)
             for one in attacks(target, threat, radius, self.effort, label=label, **given)
         ]
-        for one in attacks(source, threat, radius, self.effort, label=f"{label}, transfer", **given):
-            if one.group in ("confidence", "error"):
-                p = probabilities(target.f, one.x)
-                found.append(Attempt("stronger", f"transfer, {one.name}", p, one.x, one.forwards))
+        kinds: tuple[Group, ...] = ("confidence", "error")
+        for one in attacks(source, threat, radius, self.effort, only=kinds, label=f"{label}, transfer", **given):
+            p = probabilities(target.f, one.x)
+            found.append(Attempt("stronger", f"transfer, {one.name}", p, one.x, one.forwards))
         worst = torch.stack([judge.worst_images(seed, found) for seed in range(target.f.members)])
         last = refined(target, threat, radius, self.effort, worst, label=label)
         return [*found, Attempt(last.group, last.name, probabilities(target.f, last.x), last.x, last.forwards)]

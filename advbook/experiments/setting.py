@@ -80,7 +80,8 @@ def load(
 ) -> Setting:
     """The first (or random) n training images, the first `images` of the test set to attack, and others held out.
 
-    Held out are random rows of all fonts on FONTS, and the next test images elsewhere.
+    Held out are random rows of all fonts on FONTS, and the next test images elsewhere; where these are too few,
+    training images after the first n too, as far as there are any.
     """
     return (_fonts if dataset in FONTS else _real)(dataset, n, subset, images, held_out, device)
 
@@ -107,16 +108,19 @@ def _fonts(dataset: Dataset, n: int, subset: Subset, images: int, count: int, de
 
 def _real(dataset: Dataset, n: int, subset: Subset, images: int, count: int, device: torch.device) -> Setting:
     test = datasets.load(dataset, "test", device=device)
-    train = datasets.load(dataset, "train", n=None if subset == "random" else n, device=device)
-    order = np.random.default_rng([0, 1]).permutation(len(train.y)) if subset == "random" else np.arange(n)
-    rows = torch.from_numpy(order[:n]).to(device)
+    # Where the test set is too small, training images that are not trained on stand in.
+    rest = min(max(images + count - len(test.y), 0), train_size(dataset) - n)
+    train = datasets.load(dataset, "train", n=None if subset == "random" else n + rest, device=device)
+    size = len(train.y)
+    order = np.random.default_rng([0, 1]).permutation(size) if subset == "random" else np.arange(size)
+    rows, spare = torch.from_numpy(order[: n + rest]).to(device).split([n, rest])
     end = images + count
     return Setting(
         x=train.x[rows],
         y=train.y[rows],
         x_test=test.x[:images],
         y_test=test.y[:images],
-        x_held_out=test.x[images:end],
-        y_held_out=test.y[images:end],
+        x_held_out=torch.cat([test.x[images:end], train.x[spare]]),
+        y_held_out=torch.cat([test.y[images:end], train.y[spare]]),
         classes=train.classes,
     )

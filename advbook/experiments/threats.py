@@ -5,7 +5,7 @@ An attack keeps the most confident wrong answer it has seen: nothing stops it, s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -83,14 +83,22 @@ class Target(NamedTuple):
 
 
 def attacks(
-    target: Target, threat: Threat, radius: float, effort: Effort, references: Tensor, *, seed: int, label: str
+    target: Target,
+    threat: Threat,
+    radius: float,
+    effort: Effort,
+    references: Tensor,
+    *,
+    only: Collection[Group] = ("confidence", "error", "black box", "stronger"),
+    seed: int,
+    label: str,
 ) -> Iterator[Found]:
     """All attacks on a threat model: the published ones, then the stronger ones.
 
     radius: of the ball; for frames the width of the border. references: [N, C, H, W], other images, for the geometry
-    attack. The published ones maximize the confidence in a wrong class (from the image itself and from random starts),
-    or the cross-entropy, or know no gradient. The stronger ones: the same with `longer` times the steps and restarts,
-    and Auto-PGD on the confidence, where there is one (L-inf, L2).
+    attack; only: the groups to run. The published ones maximize the confidence in a wrong class (from the image itself
+    and from random starts), or the cross-entropy, or know no gradient. The stronger ones: the same with `longer` times
+    the steps and restarts, the confidence then from small noise, and Auto-PGD on the confidence (L-inf, L2).
     """
     more = Effort(effort.longer * effort.steps, effort.longer * effort.restarts, effort.queries, 1)
     runs: list[tuple[Group, str, Callable[..., Any]]] = [
@@ -107,6 +115,8 @@ def attacks(
         options: dict[str, Any] = {"eps": radius, "norm": NORMS[threat], "objective": other_log_confidence}
         runs.append(("stronger", "Auto-PGD", partial(apgd, steps=more.steps, restarts=effort.restarts, **options)))
     for number, (group, name, run) in enumerate(runs):
+        if group not in only:
+            continue
         random = torch.Generator().manual_seed(1000 * seed + number)
         given = {"draft": target.draft, "stop": "never", "generator": random, "label": f"{label}, {name}"}
         found = run(target.f, target.x, target.y, **given)
