@@ -184,7 +184,7 @@ def rejection_counts(clean: Answers, attacked: Answers, tau: ArrayLike) -> Count
     """Of the correct and accepted images, those that an attack makes the classifier reject.
 
     attacked: the attempts of least confidence in any class. A small perturbation that is rejected is an error of its
-    own kind: nobody is fooled, but the image is lost. Source: the criticism of Chen et al., AISTATS 2023 (stratified
+    own kind: nobody is fooled, but the image is lost. Source: the criticism of Chen et al., ICML 2023 (stratified
     rejection).
     """
     _same(clean, attacked)

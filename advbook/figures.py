@@ -377,7 +377,8 @@ def thresholds(curves: pd.DataFrame, marks: pd.DataFrame, panels: Mapping[str, s
             axes.set(xlim=(0, 1), ylim=(0, 1.02))
         for axes in grid.flat[len(panels) :]:
             axes.set_visible(False)
-        figure.supxlabel(r"threshold $\tau$", fontsize=10)
+        for axes in grid[-1]:
+            axes.set_xlabel(r"threshold $\tau$")
         figure.supylabel("errors among what is accepted", fontsize=10)
         _legend(figure, _defence_handles(curves))
     return figure
@@ -437,10 +438,10 @@ def by_corruption(table: pd.DataFrame) -> Figure:
 def answered(rows: Mapping[str, np.ndarray], said: Mapping[str, Sequence[str]]) -> Figure:
     """Rows of pictures, each with what is said of it.
 
-    rows: name -> [T, C, H, W], grey or in colours, uint8; said: name -> T texts.
+    rows: name -> [T, C, H, W], grey or in colours, uint8; said: name -> T texts. All rows are as long.
     """
     with look():
-        count = max(len(images) for images in rows.values())
+        count = len(next(iter(rows.values())))
         size = (1.0 * count + 1.2, 1.2 * len(rows))
         figure, grid = plt.subplots(len(rows), count, figsize=size, squeeze=False, layout="constrained")
         for line, (name, images) in zip(grid, rows.items(), strict=True):

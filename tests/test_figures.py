@@ -10,6 +10,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from advbook import figures
+from advbook.experiments import defences
 from advbook.experiments.off_manifold import EDGES
 from advbook.experiments.recipes import TITLES
 
@@ -377,3 +378,168 @@ def test_every_recipe_has_a_look_with_a_marker_and_a_cross_of_its_own():
     colours = np.array([to_rgb(own.colour) for own in figures.RECIPES.values()])
     distance = np.abs(colours[:, None] - colours[None]).max(-1)
     assert (distance + np.eye(len(colours)) > 0.1).all()
+
+
+# --- chapter 05 -----------------------------------------------------------------------------------------------
+
+QUICK = ("at_half", "ccat")
+ALL = tuple(figures.DEFENCES)
+TAUS = np.linspace(0, 1, 11)
+
+
+def over(x: str, places, recipes=QUICK) -> pd.DataFrame:
+    """A rate with its interval for each training at each place."""
+    rng = np.random.default_rng(0)
+    found = []
+    for recipe in reversed(recipes):
+        for place in places:
+            value = rng.uniform(0.2, 0.8)
+            found.append({"recipe": recipe, x: place, "value": value, "low": value - 0.1, "high": value + 0.1})
+    return pd.DataFrame(found)
+
+
+def curve_rows(recipes=QUICK, seeds=2) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Curves over tau, and marks, of two threats; the last network accepts nothing from .8 on."""
+    rng = np.random.default_rng(0)
+    curves, marks = [], []
+    for recipe in recipes:
+        for seed in range(seeds):
+            for threat in ("clean", "linf"):
+                rates = rng.uniform(0, 1, len(TAUS)).tolist()
+                if seed == seeds - 1:
+                    rates[8:] = [None] * 3
+                about = {"recipe": recipe, "seed": seed, "threat": threat}
+                curves.append({**about, "rates": rates})
+                marks.append({**about, "tau": rng.uniform(), "rate": None if seed else rng.uniform()})
+    return pd.DataFrame(curves), pd.DataFrame(marks)
+
+
+def corruption_rows(recipes=QUICK) -> pd.DataFrame:
+    """fog is accepted by nobody; blur is worse than noise."""
+    rates = {"noise": 0.1, "blur": 0.5, "fog": None}
+    return pd.DataFrame(
+        [
+            {"recipe": recipe, "seed": seed, "threat": threat, "rate": rate, "accepted": 0.0 if rate is None else 0.75}
+            for recipe in recipes
+            for seed in (0, 1)
+            for threat, rate in rates.items()
+        ]
+    )
+
+
+DRAWN = {
+    "along": lambda recipes: figures.along(over("t", (0, 0.5, 1, 2), recipes), chance=0.1),
+    "thresholds": lambda recipes: figures.thresholds(*curve_rows(recipes), {"clean": "clean", "linf": "L-inf"}, TAUS),
+    "rejection": lambda recipes: figures.rejection(over("radius", (0.05, 0.1, 1), recipes)),
+    "by_corruption": lambda recipes: figures.by_corruption(corruption_rows(recipes)),
+}
+
+
+def test_no_two_trainings_share_a_colour_a_marker_or_a_line():
+    for part in zip(*figures.DEFENCES.values(), strict=True):
+        assert len(set(map(str, part))) == len(figures.DEFENCES)
+    assert set(figures.DEFENCES) == set(defences.TITLES)
+
+
+@pytest.mark.parametrize("recipes", [("normal",), QUICK, ALL[:5], ALL], ids=len)
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_figure_of_any_trainings_draws_and_names_them_in_one_order(name, recipes):
+    figure = DRAWN[name](recipes)
+    assert plt.get_fignums() == []
+    assert legend(figure) == [defences.TITLES[recipe] for recipe in recipes]
+    assert len(png(figure)) > 5_000
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_training_without_a_look_is_an_error(name):
+    with pytest.raises(KeyError, match="without a look"):
+        DRAWN[name](("unheard_of",))
+
+
+def test_the_walk_shows_every_value_in_order_and_its_band():
+    table = over("t", (1.0, 0.0, 2.0))
+    (axes,) = figures.along(table, chance=0.1).axes
+    for recipe, band in zip(QUICK, axes.collections, strict=True):
+        own = table[table.recipe == recipe].sort_values("t")
+        (line,) = (one for one in axes.lines if to_rgb(one.get_color()) == to_rgb(figures.DEFENCES[recipe].colour))
+        np.testing.assert_allclose(line.get_xydata(), own[["t", "value"]])
+        heights = band.get_paths()[0].vertices[:, 1]
+        assert (heights.min(), heights.max()) == pytest.approx((own.low.min(), own.high.max()))
+    straight = [line for line in axes.lines if line.get_linestyle() == ":"]
+    assert [line.get_ydata()[0] for line in straight[:1]] == [0.1]
+    assert [line.get_xdata()[0] for line in straight[1:2]] == [1]
+
+
+def test_a_walk_without_numbers_draws():
+    table = over("t", (0, 1)).assign(value=np.nan, low=np.nan, high=np.nan)
+    assert png(figures.along(table, chance=0.1))
+
+
+def test_a_threshold_curve_is_the_mean_of_its_networks_and_ends_where_one_accepts_nothing():
+    curves, marks = curve_rows(("ccat",))
+    clean, linf = figures.thresholds(curves, marks, {"clean": "clean images", "linf": "L-inf"}, TAUS).axes
+    assert (clean.get_title(), linf.get_title()) == ("clean images", "L-inf")
+    for threat, axes in (("clean", clean), ("linf", linf)):
+        rates = np.array(curves[curves.threat == threat].rates.tolist(), dtype=float)
+        line, dots = axes.lines
+        np.testing.assert_allclose(line.get_xdata(), TAUS)
+        np.testing.assert_allclose(line.get_ydata(), rates.mean(0))
+        assert np.isnan(line.get_ydata()[8:]).all()
+        own = marks[marks.threat == threat]
+        np.testing.assert_allclose(dots.get_xdata(), own.tau)
+        np.testing.assert_allclose(dots.get_ydata(), own.rate.astype(float))
+        assert (line.get_marker(), dots.get_linestyle()) == ("", "None")
+
+
+def test_an_odd_number_of_panels_leaves_one_place_empty():
+    curves, marks = curve_rows()
+    places = figures.thresholds(curves, marks, {"clean": "a", "linf": "b", "l2": "without rows"}, TAUS).axes
+    assert [axes.get_visible() for axes in places] == [True, True, True, False]
+    assert all(not len(line.get_xdata()) for line in places[2].lines)
+
+
+def test_forced_rejection_shows_every_radius_with_its_interval():
+    table = over("radius", (0.05, 0.1, 1.0))
+    (axes,) = figures.rejection(table).axes
+    assert axes.get_xscale() == "log"
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0.05", "0.1", "1"]
+    for recipe, line, bars in zip(QUICK, axes.lines, axes.collections, strict=True):
+        own = table[table.recipe == recipe]
+        np.testing.assert_allclose(line.get_xdata(), own.radius, rtol=0.04)
+        np.testing.assert_allclose(line.get_ydata(), own.value)
+        np.testing.assert_allclose([segment[:, 1] for segment in bars.get_segments()], own[["low", "high"]])
+
+
+def test_corruptions_are_sorted_by_error_and_one_that_nobody_accepts_has_no_mark():
+    errors, accepted = figures.by_corruption(corruption_rows()).axes
+    assert [text.get_text() for text in errors.get_yticklabels()] == ["blur", "noise", "fog"]
+    for line, shares in zip(errors.lines, accepted.lines, strict=True):
+        found = dict(zip(line.get_ydata(), line.get_xdata(), strict=True))
+        assert (found[0], found[1]) == pytest.approx((0.5, 0.1))
+        assert np.isnan(found[2])
+        assert dict(zip(shares.get_ydata(), shares.get_xdata(), strict=True)) == {0: 0.75, 1: 0.75, 2: 0.0}
+
+
+def test_targets_have_a_line_each():
+    sizes = np.linspace(0, 1, 5)
+    lines = {"steep": (1 - sizes) ** 10, "flat": 1 - sizes}
+    figure = figures.targets(sizes, lines)
+    (axes,) = figure.axes
+    assert legend(figure) == ["steep", "flat"]
+    for line, values in zip(axes.lines, lines.values(), strict=True):
+        np.testing.assert_allclose(line.get_xydata(), np.stack([sizes, values], 1))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_answers_stand_over_their_pictures_grey_or_in_colours(channels):
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, channels, 8, 8), dtype=np.uint8)
+    rows = {"clean": images[0], "L2": images[1]}
+    said = {"clean": ["right 99 %", "wrong 5 %", "rejected"], "L2": ["rejected", "wrong 7 %", "wrong 8 %"]}
+    figure = figures.answered(rows, said)
+    grid = np.array(figure.axes).reshape(2, 3)
+    assert [axes.get_title() for axes in grid[0]] == ["right 99 %", "wrong 5 %", "rejected"]
+    assert [line[0].get_ylabel() for line in grid] == ["clean", "L2"]
+    assert grid[1][2].get_title() == "wrong 8 %"
+    shown = grid[1][1].images[0].get_array()
+    np.testing.assert_array_equal(shown, np.squeeze(images[1, 1].transpose(1, 2, 0)))
+    assert png(figure)

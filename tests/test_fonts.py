@@ -146,6 +146,70 @@ def test_the_last_row_of_every_split_is_there():
     assert len(fonts.rows("test", fonts.TEST_ROWS)) == 160_000
 
 
+# --- difficulties -----------------------------------------------------------------------------------------------
+
+# shift, shear, least and largest scale, rotation, as the released data preparation has them
+RANGES = {
+    "hard": (0.2, 0.5, 0.75, 1.15, np.pi / 2),
+    "moderate": (0.2, 0.4, 0.85, 1.15, np.pi / 3),
+    "easy": (0.1, 0.2, 0.9, 1.1, np.pi / 6),
+}
+DRAWS = {
+    "first": lambda split, n, **options: fonts.rows(split, n, **options),
+    "random": lambda split, n, **options: fonts.random_rows(split, n, skip=3, **options),
+}
+
+
+@pytest.mark.parametrize("difficulty", RANGES)
+def test_every_difficulty_moves_letters_by_its_own_ranges(difficulty):
+    shift, shear, least, largest, turn = RANGES[difficulty]
+    box = [[-shift, -shift, -shear, -shear, least, -turn], [shift, shift, shear, shear, largest, turn]]
+    low, high = torch.tensor(box)
+    torch.testing.assert_close(torch.stack(fonts.theta_box(difficulty=difficulty)), torch.stack([low, high]))
+    theta = fonts.rows("train", 5_000, difficulty=difficulty).theta
+    assert (theta >= low - 1e-6).all()
+    assert (theta <= high + 1e-6).all()
+    width = high - low
+    assert (theta.amin(0) < low + 0.01 * width).all(), "the whole range is used"
+    assert (theta.amax(0) > high - 0.01 * width).all()
+    for column in range(6):
+        assert kstest(((theta - low) / width)[:, column].double().numpy(), "uniform").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("draw", DRAWS)
+@pytest.mark.parametrize("difficulty", ["moderate", "easy"])
+def test_an_easier_set_has_the_same_letters_and_the_same_draws_in_smaller_ranges(split, draw, difficulty):
+    hard, other = (DRAWS[draw](split, 300, seed=4, difficulty=name) for name in ("hard", difficulty))
+    assert torch.equal(hard.font, other.font)
+    assert torch.equal(hard.letter, other.letter)
+    (low, high), (low_other, high_other) = (fonts.theta_box(difficulty=name) for name in ("hard", difficulty))
+    expected = low_other + (hard.theta - low) / (high - low) * (high_other - low_other)
+    torch.testing.assert_close(other.theta, expected, atol=1e-6, rtol=0)
+    assert not torch.allclose(other.theta, hard.theta, atol=0.01)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("draw", DRAWS)
+def test_the_papers_set_is_the_hard_one(split, draw):
+    one, other = DRAWS[draw](split, 50), DRAWS[draw](split, 50, difficulty="hard")
+    assert torch.equal(one.theta, other.theta)
+    assert torch.equal(one.font, other.font)
+    assert torch.equal(torch.stack(fonts.theta_box()), torch.stack(fonts.theta_box(difficulty="hard")))
+
+
+def test_rows_of_the_papers_set_are_what_they_were_before_there_were_easier_ones():
+    """Their numbers are written down here: trained networks and published rows rest on them."""
+    written = {
+        ("train", 0): [0.0547847, -0.0920853, -0.4590265, -0.4834724, 1.0753081, 1.2967099],
+        ("train", 499): [0.1808228, -0.1486658, 0.2782168, -0.4751655, 0.8330612, -0.6266578],
+        ("test", 0): [0.0397966, -0.1013283, 0.1189885, -0.0854982, 1.1096226, -0.0556531],
+        ("test", 499): [-0.020521, -0.14177, 0.3928485, 0.1228245, 1.1362081, -0.0371598],
+    }
+    for (split, row), theta in written.items():
+        torch.testing.assert_close(fonts.rows(split, row + 1).theta[row], torch.tensor(theta), atol=1e-6, rtol=0)
+
+
 # --- the matrix -----------------------------------------------------------------------------------------------
 
 

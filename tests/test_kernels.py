@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from advbook.fleet import Stack
-from advbook.kernels import Banded, bfloat16_is_fast
-from advbook.networks import cnn, folded
+from advbook.kernels import Banded, Half, bfloat16_is_fast, draft
+from advbook.networks import cnn, folded, lenet, mlp, resnet
 
 
 class Devices(TorchDispatchMode):
@@ -142,6 +142,110 @@ def test_making_and_calling_it_reads_nothing_from_the_host():
     with Devices() as seen:
         x = torch.zeros(2, 3, 1, 12, 12, device="meta", requires_grad=True)
         Banded(fleet, side=12)(x).sum().backward()
+    assert seen.devices == {"meta"}
+
+
+# --- any network in bfloat16 ----------------------------------------------------------------------------------------
+
+SMALL = {"lenet": (lenet, (4, 6)), "mlp": (mlp, (12, 12)), "resnet": (resnet, (4, 6)), "cnn": (cnn, (4, 6))}
+
+
+def worn(name, members=2):
+    """Small networks with batch norms that have statistics and weights of their own, in evaluation mode."""
+    made, widths = SMALL[name]
+    modules = [made(3, widths, side=12, generator=seeded(seed)) for seed in range(members)]
+    for seed, module in enumerate(modules):
+        for part in module.modules():
+            if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
+                part.running_mean.normal_(generator=seeded(seed + 1)).mul_(0.3)
+                part.running_var.uniform_(0.3, 3, generator=seeded(seed + 2))
+                nn.init.uniform_(part.weight, 0.5, 2, generator=seeded(seed + 3))
+                nn.init.uniform_(part.bias, 0, 1, generator=seeded(seed + 4))
+    return [module.eval() for module in modules]
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_half_is_nearly_the_network_with_its_gradient_in_the_type_of_the_images(name, dtype):
+    modules = worn(name)
+    half = Half(Stack(modules))
+    assert half.members == 2
+    x = torch.rand(2, 40, 1, 12, 12, generator=seeded(9), dtype=dtype)
+    output, slope = both(half, x)
+    assert output.dtype == slope.dtype == dtype
+    doubles = [module.double() for module in modules]
+    expected, gradient = both(lambda x: torch.stack([f(own) for f, own in zip(doubles, x, strict=True)]), x.double())
+    assert ((output - expected).norm() / expected.norm()).item() < 0.03
+    assert not torch.allclose(output.double(), expected, atol=1e-6, rtol=0), "it is not the network itself"
+    likeness = torch.nn.functional.cosine_similarity(slope.double().flatten(2), gradient.flatten(2), dim=2)
+    assert likeness.median() > 0.95
+    assert not torch.allclose(output[0], output[1], atol=0.1), "every member has its own weights"
+
+
+def test_half_folds_batch_norm_away_and_multiplies_in_bfloat16():
+    """It is the folded network with weights and images rounded, bit for bit."""
+    (module,) = worn("lenet", 1)
+    x = torch.rand(5, 1, 12, 12, generator=seeded(9))
+    expected = folded(module).to(torch.bfloat16)(x.to(torch.bfloat16))
+    found = Half(Stack([module])).by_rows(x)
+    assert torch.equal(found, expected.float())
+
+
+def test_the_weights_of_half_are_those_at_the_time_of_making_and_the_fleet_keeps_its_own():
+    fleet = Stack(worn("lenet"))
+    x = torch.rand(2, 3, 1, 12, 12, generator=seeded(1))
+    kept = {name: value.clone() for name, value in (fleet.weights | fleet.buffers).items()}
+    half = Half(fleet)
+    before = half(x)
+    assert all(torch.equal(kept[name], value) for name, value in (fleet.weights | fleet.buffers).items())
+    with torch.no_grad():
+        fleet.weights["0.weight"].mul_(2)
+    assert torch.equal(half(x), before)
+    assert not torch.allclose(Half(fleet)(x), before)
+
+
+def test_gradients_of_half_are_by_the_images_alone():
+    fleet = Stack(worn("mlp"))
+    x = torch.rand(2, 3, 1, 12, 12, generator=seeded(1), requires_grad=True)
+    Half(fleet)(x).sum().backward()
+    assert x.grad.abs().sum() > 0
+    assert all(value.grad is None for value in fleet.weights.values())
+
+
+def test_a_fleet_in_training_mode_is_taken_in_evaluation_mode():
+    x = torch.rand(2, 3, 1, 12, 12, generator=seeded(1))
+    fleet = Stack(worn("lenet"))
+    assert torch.equal(Half(fleet.train())(x), Half(fleet.eval())(x))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_draft_is_banded_for_the_standard_classifier_and_half_for_all_others(name):
+    fleet = Stack(worn(name))
+    made = draft(fleet, side=12)
+    assert type(made) is (Banded if name == "cnn" else Half)
+    x = torch.rand(2, 5, 1, 12, 12, generator=seeded(1))
+    expected = Banded(fleet, side=12)(x) if name == "cnn" else Half(fleet)(x)
+    assert torch.equal(made(x), expected)
+
+
+def test_a_draft_of_what_is_not_sequential_is_refused_in_a_sentence():
+    class Plain(nn.Module):
+        def forward(self, x):
+            return x.flatten(1)
+
+    with pytest.raises(
+        ValueError, match=r"^fleet: allowed are sequential modules, whose layers say all that they do\.$"
+    ):
+        draft(Stack([Plain()]), side=12)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_making_and_calling_a_draft_reads_nothing_from_the_host(name):
+    """It is made anew for every batch of training, inside a CUDA graph."""
+    fleet = Stack([module.to("meta") for module in worn(name)], vectorized=True)
+    with Devices() as seen:
+        x = torch.zeros(2, 3, 1, 12, 12, device="meta", requires_grad=True)
+        draft(fleet, side=12)(x).sum().backward()
     assert seen.devices == {"meta"}
 
 

@@ -141,12 +141,22 @@ def test_nothing_that_is_made_is_tracked():
 # --- the README -------------------------------------------------------------------------------------------------
 
 
-def test_the_readmes_code_runs_as_written_and_fools_the_network():
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_the_readmes_code_runs_as_written_fools_the_network_and_rates_what_is_accepted():
+    attacks, accepted = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     names: dict = {}
-    exec(code, names)
+    exec(attacks, names)
     for name in ("found", "strong", "unseen"):
         assert names[name].success.any(0).all(), name
+    names = {}
+    exec(accepted, names)
+    evaluation, tau = names["confidence"], names["tau"]
+    assert evaluation.acceptance(names["clean"], tau) > 0.9
+    assert (
+        0
+        <= evaluation.error(names["clean"], tau)
+        <= evaluation.robust_error(names["clean"], names["attacked"], tau)
+        < 1
+    )
 
 
 # --- layers ---------------------------------------------------------------------------------------------------
