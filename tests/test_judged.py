@@ -338,7 +338,6 @@ def test_versions_of_an_image_count_in_its_block(images):
         check_blocks(row, errors, accepted)
 
 
-@pytest.mark.xfail(strict=True, reason="blocks end within an image where their number does not divide the images'")
 @pytest.mark.parametrize("images", [30, 7, 2])
 def test_no_image_lies_in_two_blocks(images):
     """Whatever the number of images: blocks end where images end."""

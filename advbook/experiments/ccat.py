@@ -18,7 +18,17 @@ from advbook.experiments import Axis, Parameters, Result
 from advbook.experiments.defences import Attacked, Defence, defended
 from advbook.experiments.judged import TPR, Attempt, Judge, block_list, counted, number, numpy
 from advbook.experiments.setting import FONTS, Dataset, Setting, Subset, load, train_size
-from advbook.experiments.threats import Effort, Group, Target, Threat, attacks, probabilities, refined, rejected
+from advbook.experiments.threats import (
+    Effort,
+    Group,
+    Target,
+    Threat,
+    attacks,
+    linf_rule,
+    probabilities,
+    refined,
+    rejected,
+)
 from advbook.fleet import Stack
 from advbook.kernels import bfloat16_is_fast, draft
 from advbook.ledger import Verdict
@@ -152,7 +162,9 @@ class CCAT(Parameters):
         return Result([*rows, *self._corruption_rows(judge, target)], arrays)
 
     def _transfer_source(self, setting: Setting, recipe: Defence) -> Target:
-        """Where examples are transferred from: networks of AT, those of other seeds where AT itself is attacked."""
+        """Where examples are transferred from: networks of AT; where AT itself is attacked, those of other seeds (with
+        one seed there is no other, and the examples are its own).
+        """
         members = self.members(setting, "at_half")
         return self.fleet([*members[1:], members[0]] if recipe == "at_half" else members, setting)
 
@@ -206,9 +218,10 @@ class CCAT(Parameters):
         random = torch.Generator().manual_seed(8)
         channels, height, width = target.x.shape[1:]
         x = noise(len(target.x), (channels, height, width), random).to(target.x)
+        rule = linf_rule(self.eps, self.steps)  # the published .001 is for 1000 steps
         found = distal(
-            target.f, x, eps=self.eps, steps=self.steps, restarts=self.restarts, draft=target.draft, generator=random,
-            label=f"{self.recipes[0]}: distal",
+            target.f, x, eps=self.eps, steps=self.steps, restarts=self.restarts, rule=rule, draft=target.draft,
+            generator=random, label=f"{self.recipes[0]}: distal",
         )  # fmt: skip
         sure = probabilities(target.f, found.x).max(-1).values.amax(0)  # [M, B]
         rows = []

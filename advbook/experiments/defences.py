@@ -92,7 +92,7 @@ def defended(
     Madry et al., 2018, for AT on full batches; Zhang et al., ICML 2019, for TRADES.
     """
     plan = schedule(network, data[0], epochs)
-    train, counts = _training(setting, defence, attacked, plan, network)
+    train, counts = _training(setting, defence, attacked, plan)
     return trained(
         setting, data, defence, network=network, schedule=plan, seeds=seeds, counts=counts, train=train,
         label=f"training {TITLES[defence]}",
@@ -102,9 +102,7 @@ def defended(
 Train = Callable[[Stack, list[torch.Generator], str], Stack]
 
 
-def _training(
-    setting: Setting, defence: Defence, a: Attacked, plan: Schedule, network: networks.Network
-) -> tuple[Train, dict[str, Any]]:
+def _training(setting: Setting, defence: Defence, a: Attacked, plan: Schedule) -> tuple[Train, dict[str, Any]]:
     """How a defence trains a fleet, and what counts for its result beside data, network and schedule."""
     fast = {"precision": "bfloat16" if bfloat16_is_fast(setting.x.device) else "float32", "steps": a.steps}
     x, y, rates = setting.x, setting.y, a.rates(setting.x.shape[1])

@@ -125,10 +125,14 @@ class Judge:
         """
         rows = []
         for seed, tau in enumerate(self.taus):
-            sure, right = (np.concatenate([one[part][seed] for one in given]).T.ravel() for part in (0, 1))
+            sure, right = (np.concatenate([one[part][seed] for one in given]) for part in (0, 1))  # [V, B]
             for tpr, at in ((0.0, 0.0), (TPR, tau)):
-                counts = confidence.error_counts(Answers(sure, right), at)
-                rows.append({"what": "error", "seed": seed, "threat": threat, "tpr": tpr, **counted(counts)})
+                counts = confidence.error_counts(Answers(sure.ravel(), right.ravel()), at)
+                versions = (part.reshape(sure.shape).sum(0) for part in counts)  # of an image, together
+                hits, of = map(block_list, versions)
+                rate = number(counts.rate())
+                about = {"what": "error", "seed": seed, "threat": threat, "tpr": tpr, "rate": rate}
+                rows.append({**about, "hits_average": hits, "counted": of})
         return rows
 
     def clean_arrays(self, x: Tensor, network: nn.Module) -> dict[str, np.ndarray]:

@@ -145,7 +145,7 @@ def rejected(target: Target, radius: float, effort: Effort, *, seed: int, label:
     """The images of least confidence in any class within an L-inf radius: [R, M, B, C, H, W]."""
     found = pgd(
         target.f, target.x, target.y, eps=radius, steps=effort.steps, restarts=effort.restarts, objective=doubt,
-        rule=backtracking(PATH["linf"] * radius / effort.steps, torch.sign, factor=1.25), stop="never",
+        rule=linf_rule(radius, effort.steps), stop="never",
         start=norms.shells(LINF, radius), draft=target.draft, generator=torch.Generator().manual_seed(seed),
         label=label,
     )  # fmt: skip
@@ -186,6 +186,11 @@ def _white(
     return partial(pgd, eps=radius, norm=norm, rule=rule, start=start(norm, radius), **options)
 
 
+def linf_rule(radius: float, steps: int, factor: float = 1.25) -> StepRule:
+    """Sign steps with momentum and backtracking that lead as far in `steps` as the published ones in 1000."""
+    return _rule(LINF, radius, steps, factor)
+
+
 def _rule(norm: Norm, radius: float, steps: int, factor: float) -> StepRule:
     rate = L0_RATE if norm is L0 else PATH[norm.name] * radius / steps
     return backtracking(rate, norm.direction, factor=factor)
@@ -213,13 +218,13 @@ def _black(threat: Threat, radius: float, effort: Effort, references: Tensor) ->
 
 
 def _estimated(radius: float, queries: int) -> Callable[..., Any]:
-    """Sign steps along slopes estimated from 50 samples each."""
+    """Sign steps along slopes estimated from 50 samples each: at least one step, so 102 queries or more."""
     steps = max(queries // 51, 1)
 
     def run(f: Fleet, x: Tensor, y: Tensor, *, generator: torch.Generator, draft: Fleet | None, **given: Any) -> Any:
         return attack(
             f, Pixels(x, radius), y, x, start=norms.zero(LINF, radius), steps=steps, restarts=1,
-            rule=backtracking(PATH["linf"] * radius / steps, torch.sign, factor=1.1), objective=other_log_confidence,
+            rule=linf_rule(radius, steps, 1.1), objective=other_log_confidence,
             slope=nes(generator=generator, members=f.members), generator=generator, **given,
         )  # fmt: skip
 

@@ -235,7 +235,10 @@ function makeCurves(first, last, names, called) {
     });
     place(to, words);
   };
-  const flag = (to, words) => raise(to, words, { x: x(to), y: 20, "text-anchor": x(to) < PLOT.width / 2 ? "start" : "end" });
+  const flag = (to, words) => {
+    const near = x(to) < PLOT.width / 2; // then the words stand on the right, clear of the axis's own
+    return raise(to, words, { x: near ? Math.max(x(to), PLOT.left + 64) : x(to), y: 20, "text-anchor": near ? "start" : "end" });
+  };
   return { element: h("div", { class: "advbook-chart" }, svg, legend), line, mark, flag };
 }
 
