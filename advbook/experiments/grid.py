@@ -45,7 +45,7 @@ class Grid(Parameters):
     seeds: int = Field(3, ge=1, le=100, description="networks a point; they differ in initialization and batch order")
     epochs: int = Field(20, ge=1, le=1000, description="epochs of training")
     train_steps: int = Field(10, ge=1, le=1000, description="steps of the attack inside training (the paper: 40)")
-    images: int = Field(150, ge=25, le=8_000, description="attacked test images, the first of the test set")
+    images: int = Field(125, ge=25, le=8_000, description="attacked test images, the first of the test set")
     test_images: int = Field(10_000, ge=100, le=100_000, description="other test images, for the test error")
     eps: float = Field(0.3, gt=0, le=1, description="budget of regular perturbations, L-inf")
     eta: float = Field(0.3, gt=0, le=float(np.pi), description="budget of latent perturbations, L-inf on theta")
