@@ -71,9 +71,9 @@ class Adversary(BaseModel):
     """The attack inside adversarial training: Adam maximizes the cross-entropy from a random start; the best iterate
     counts.
 
-    precision: of the attack's products; bfloat16 where the device is fast at it and the architecture has a banded form
-    (kernels), else float32. Source: Stutz et al., CVPR 2019, section 3.4; its released code keeps the last iterate
-    until the first success, and the best one only from then on.
+    precision: of the attack's products; bfloat16 (kernels.draft) pays where the device is fast at it. Source: Stutz et
+    al., CVPR 2019, section 3.4; its released code keeps the last iterate until the first success, and the best one only
+    from then on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -306,21 +306,15 @@ def train(
     """
     sizes = _sizes([part.share for part in perturbed], schedule.batch)
     weights = [1.0, *(part.weight for part in perturbed)]
-    makers: list[Callable[..., Tensor]] = []
+    movers = [_mover(part, fleet, x.shape[-1], generators) for part in perturbed]
 
     def part(index: int, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """Images of a part, [M, b, C, H, W], and the weight of their labels, [M, b], if it is not 1."""
         if not index:
             return x[rows], None
-        own = perturbed[index - 1]
-        given = rows, y[rows], _starts(own.start, own.around[rows], generators)
-        fleet.eval()
-        if index > len(makers):  # the first time: only now are the shapes known
-            makers.append(captured(partial(_moves, own, fleet, x.shape[-1]), *given))
-        u = makers[index - 1](*given)
-        fleet.train()
-        images = own.space(rows.flatten()).image(u).unflatten(0, rows.shape)
-        return images, None if own.trust is None else own.trust(u).view_as(rows)
+        u, images = movers[index - 1](rows, y[rows])
+        trust = perturbed[index - 1].trust
+        return images, None if trust is None else trust(u).view_as(rows)
 
     def losses(rows: Tensor) -> Iterator[Tensor]:
         own = rows.split(sizes, 1)
@@ -364,18 +358,13 @@ def train_trades(
     around = Perturbed(
         1.0, x, lambda like, random: 0.001 * normal(like, random), lambda rows: Pixels(x[rows], eps), adversary
     )
-    makers: list[Callable[..., Tensor]] = []
+    mover = _mover(around, fleet, x.shape[-1], generators)
 
     def losses(rows: Tensor) -> Iterator[Tensor]:
         fleet.eval()
         with torch.no_grad():
             before = fleet(x[rows])
-        given = rows, before, _starts(around.start, x[rows], generators)
-        if not makers:
-            makers.append(captured(partial(_moves, around, fleet, x.shape[-1]), *given))
-        u = makers[0](*given)
-        fleet.train()
-        moved = around.space(rows.flatten()).image(u).unflatten(0, rows.shape)
+        _, moved = mover(rows, before)
         clean, logits = fleet(torch.cat([x[rows], moved], 1)).chunk(2, 1)
         yield (_cross_entropy(clean, y[rows]) + beta * divergence(logits, clean)).mean(1)
 
@@ -391,6 +380,27 @@ def _sizes(shares: Sequence[float], batch: int) -> list[int]:
     if clean < 0:  # rounding of small batches
         raise ValueError(f"share = {list(shares)}: a batch of {batch} has no {sum(sizes)} rows to perturb.")
     return [clean, *sizes]
+
+
+def _mover(
+    part: Perturbed, fleet: Stack, side: int, generators: Sequence[torch.Generator]
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(rows [M, b], target [M, b, ...]) -> the u of the rows, [M b, ...], and their images, [M, b, C, H, W].
+
+    The attack sees the fleet in evaluation mode, which is in training mode afterwards.
+    """
+    made: list[Callable[..., Tensor]] = []
+
+    def move(rows: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        given = rows, target, _starts(part.start, part.around[rows], generators)
+        fleet.eval()
+        if not made:  # the first time: only now are the shapes known
+            made.append(captured(partial(_moves, part, fleet, side), *given))
+        u = made[0](*given)
+        fleet.train()
+        return u, part.space(rows.flatten()).image(u).unflatten(0, rows.shape)
+
+    return move
 
 
 def _moves(part: Perturbed, fleet: Stack, side: int, rows: Tensor, target: Tensor, start: Tensor) -> Tensor:

@@ -378,6 +378,31 @@ def test_a_bad_value_is_refused_in_one_sentence_that_names_it(name, value):
     assert sentence.count(". ") == 0
 
 
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        (
+            {"DATASET": "cifar10_small"},
+            r"TEST_IMAGES = 2,050 .* cifar10_small has 1,000 images beside",
+        ),
+        (
+            {"DATASET": "mnist", "N": 60_000, "TEST_IMAGES": 9_000},
+            r"= 10,050 .* 10,000 images beside N = 60,000\.",
+        ),
+        ({"TEST_IMAGES": 100_000, "HELD_OUT": 10_000, "IMAGES": 10_000}, None),
+        ({"DATASET": "cifar10_small", "N": 4000, "TEST_IMAGES": 400}, None),
+        ({"CORRUPTED": 51}, r"CORRUPTED = 51 is not allowed: it should be at most IMAGES = 50\."),
+        ({"CORRUPTED": 50}, None),
+    ],
+)
+def test_more_images_than_there_are_are_refused_before_anything_is_trained(values, sentence):
+    if sentence is None:
+        CCAT.of(values)
+        return
+    with pytest.raises(ParameterError, match=sentence):
+        CCAT.of(values)
+
+
 def test_official_corruptions_go_with_the_images_that_they_show():
     for name in ("mnist", "cifar10"):
         CCAT.of({"DATASET": name, "CORRUPTION_FILES": "official"})

@@ -504,8 +504,8 @@ def test_probabilities_that_are_not_finite_are_an_error():
 def test_the_length_of_a_path_does_not_depend_on_the_number_of_steps():
     """As published, 1000 steps of .001 for an L-inf radius of .3; L0 takes its published rate at any number."""
     u = torch.zeros(1, 4)
-    for norm, rates in ((LINF, (10 / 3, 0.3)), (L2, (10.0, 2.0)), (L1, (84.0, 12.0))):
+    for threat, rates in (("linf", (10 / 3, 0.3)), ("l2", (10.0, 2.0)), ("l1", (84.0, 12.0)), ("frames", (10.0, 1))):
         path, radius = rates
         for steps in (10, 1000):
-            assert threats._rule(norm, radius, steps, 1.1).start(u)[-1].item() == pytest.approx(path * radius / steps)
-    assert threats._rule(L0, 10, 7, 1.1).start(u)[-1].item() == 250
+            assert threats._rule(threat, radius, steps, 1.1).start(u)[-1].item() == pytest.approx(path * radius / steps)
+    assert threats._rule("l0", 10, 7, 1.1).start(u)[-1].item() == 250

@@ -16,8 +16,8 @@ from advbook.attacks.distal import distal, noise
 from advbook.confidence import Answers, Counts
 from advbook.experiments import Axis, Parameters, Result
 from advbook.experiments.defences import Attacked, Defence, defended
-from advbook.experiments.judged import TPR, Attempt, Judge, block_list, counted, number, numpy
-from advbook.experiments.setting import FONTS, Dataset, Setting, Subset, load, train_size
+from advbook.experiments.judged import TPR, Attempt, Judge, block_list, counted, number, to_numpy
+from advbook.experiments.setting import COLOUR, FONTS, Dataset, Setting, Subset, load, room, train_size
 from advbook.experiments.threats import (
     Effort,
     Group,
@@ -34,7 +34,6 @@ from advbook.kernels import bfloat16_is_fast, draft
 from advbook.ledger import Verdict
 from advbook.networks import Network
 
-COLOUR = ("svhn", "cifar10", "cifar10_small", "cifar100")
 RADII = (0.05, 0.1, 0.2, 0.5, 1.0)  # of forced rejection, in eps
 ALONG = np.linspace(0, 2, 17)  # of the walk along the attack's direction, whose end is 1
 
@@ -85,6 +84,16 @@ class CCAT(Parameters):
             raise ValueError(
                 f"Parameter CORRUPTION_FILES = 'official' is not allowed with DATASET = {self.dataset!r}: the official "
                 "files show the test images of mnist and cifar10."
+            )
+        needed, left = self.images + self.held_out + self.test_images, room(self.dataset, self.n)
+        if needed > left:
+            raise ValueError(
+                f"Parameters IMAGES + HELD_OUT + TEST_IMAGES = {needed:,} are not allowed: {self.dataset} has {left:,} "
+                f"images beside N = {self.n:,}."
+            )
+        if self.corrupted > self.images:
+            raise ValueError(
+                f"Parameter CORRUPTED = {self.corrupted} is not allowed: it should be at most IMAGES = {self.images}."
             )
         return self
 
@@ -193,12 +202,12 @@ class CCAT(Parameters):
         rows = []
         for t in ALONG:
             moved = (target.x + float(t) * delta).clamp(0, 1)[None]  # [1, M, B, C, H, W]
-            sure = numpy(probabilities(target.f, moved)[0].max(-1).values)  # [M, B]
+            sure = to_numpy(probabilities(target.f, moved)[0].max(-1).values)  # [M, B]
             for seed, clean in enumerate(judge.attacked_clean):
-                counted = {"hits_average": block_list(sure[seed] * clean.correct), "counted": block_list(clean.correct)}
-                rate = float(sure[seed][clean.correct].mean())
                 about = {"seed": seed, "t": float(t), "classes": judge.classes}
-                rows.append({"what": "along", **about, "rate": rate, **counted})
+                sums = {"hits_average": block_list(sure[seed] * clean.correct), "counted": block_list(clean.correct)}
+                rate = float(sure[seed][clean.correct].mean())
+                rows.append({"what": "along", **about, "rate": rate, **sums})
         return rows
 
     def _rejection_rows(self, judge: Judge, target: Target) -> list[dict[str, Any]]:
@@ -208,7 +217,7 @@ class CCAT(Parameters):
             x = rejected(target, share * self.eps, self.effort, seed=7, label=f"{self.recipes[0]}: forced rejection")
             unsure = probabilities(target.f, x).max(-1).values.amin(0)  # [M, B]
             for seed, clean in enumerate(judge.attacked_clean):
-                doubted = Answers(numpy(unsure[seed]), clean.correct)
+                doubted = Answers(to_numpy(unsure[seed]), clean.correct)
                 counts = confidence.rejection_counts(clean, doubted, judge.taus[seed])
                 rows.append({"what": "rejection", "seed": seed, "radius": share, **counted(counts)})
         return rows
@@ -226,7 +235,7 @@ class CCAT(Parameters):
         sure = probabilities(target.f, found.x).max(-1).values.amax(0)  # [M, B]
         rows = []
         for seed, tau in enumerate(judge.taus):
-            accepted = numpy(sure[seed]) >= tau
+            accepted = to_numpy(sure[seed]) >= tau
             counts = Counts(accepted, np.ones_like(accepted))
             rows.append({"what": "distal", "seed": seed, "threat": "distal", "tpr": TPR, **counted(counts)})
         return rows
@@ -236,11 +245,11 @@ class CCAT(Parameters):
         if not self.corrupted:
             return []
         style: corruptions.Style = "mnist_c" if target.x.shape[1] == 1 else "cifar10_c"
-        x, y = target.x[: self.corrupted], numpy(target.y[: self.corrupted])
+        x, y = target.x[: self.corrupted], to_numpy(target.y[: self.corrupted])
         rows, everything = [], []
         for name in corruptions.NAMES[style]:
             shown = self._shown(name, style, x)
-            said = confidence.answers(numpy(probabilities(target.f, torch.cat(shown))), np.tile(y, len(shown)))
+            said = confidence.answers(to_numpy(probabilities(target.f, torch.cat(shown))), np.tile(y, len(shown)))
             shape = len(judge.taus), len(shown), len(y)
             everything.append(Answers(said.confidence.reshape(shape), said.correct.reshape(shape)))
             for seed, tau in enumerate(judge.taus):

@@ -49,15 +49,15 @@ class Judge:
     @classmethod
     def of(cls, target: Target, setting: Setting, count: int) -> Self:
         """Thresholds from the first `count` held-out images; the others give the clean error."""
-        p, y = numpy(probabilities(target.f, setting.x_held_out)), numpy(setting.y_held_out)
+        p, y = to_numpy(probabilities(target.f, setting.x_held_out)), to_numpy(setting.y_held_out)
         held = [confidence.answers(own[:count], y[:count]) for own in p]
-        attacked = numpy(probabilities(target.f, target.x))
+        attacked = to_numpy(probabilities(target.f, target.x))
         return cls(
             [confidence.threshold(one, TPR) for one in held],
             [[confidence.threshold(one, tpr) for tpr in OTHERS] for one in held],
             [confidence.answers(own[count:], y[count:]) for own in p],
-            [confidence.answers(own, numpy(target.y)) for own in attacked],
-            numpy(target.y),
+            [confidence.answers(own, to_numpy(target.y)) for own in attacked],
+            to_numpy(target.y),
             p.shape[2],
         )
 
@@ -66,7 +66,7 @@ class Judge:
         rows: list[dict[str, Any]] = []
         for seed, (clean, tau) in enumerate(zip(self.clean, self.taus, strict=True)):
             about = {"seed": seed, "threat": "clean"}
-            accepted = float(confidence.true_positive_rate(clean, tau))
+            accepted = number(confidence.true_positive_rate(clean, tau))
             rows.append({"what": "threshold", **about, "tpr": TPR, "tau": tau, "rate": accepted})
             rows.append({"what": "curve", **about, "attack": "", "rates": _rounded(confidence.error(clean, TAUS))})
             for tpr, at in ((0.0, 0.0), (TPR, tau)):
@@ -109,14 +109,14 @@ class Judge:
         p = confidence.worst_case(self._attempts(seed, found), self.y, errors_first=attack == "strong")
         return confidence.answers(p, self.y)
 
-    def worst_images(self, seed: int, found: Sequence[Attempt], *, errors_first: bool = True) -> Tensor:
-        """The images of the worst attempts on a member: [B, C, H, W]."""
-        index = confidence.worst_attempts(self._attempts(seed, found), self.y, errors_first=errors_first)
+    def worst_images(self, seed: int, found: Sequence[Attempt]) -> Tensor:
+        """The images of the worst attempts on a member, errors first: [B, C, H, W]."""
+        index = confidence.worst_attempts(self._attempts(seed, found), self.y, errors_first=True)
         runs = torch.cat([one.x[:, seed] for one in found])  # [R, B, C, H, W]
         return runs[torch.from_numpy(index).to(runs.device), torch.arange(len(index), device=runs.device)]
 
     def _attempts(self, seed: int, found: Sequence[Attempt]) -> list[np.ndarray]:
-        return [numpy(one.p[:, seed]) for one in found]
+        return [to_numpy(one.p[:, seed]) for one in found]
 
     def pooled_rows(self, threat: str, given: Sequence[Answers]) -> list[dict[str, Any]]:
         """Errors with and without rejection over many versions of the same B images: Answers [M, V, B] each.
@@ -137,12 +137,12 @@ class Judge:
 
     def clean_arrays(self, x: Tensor, network: nn.Module) -> dict[str, np.ndarray]:
         """What the figures need of the first member: its weights, and its answers to the attacked images."""
-        weights = {f"network/{name}": numpy(value) for name, value in network.state_dict().items()}
+        weights = {f"network/{name}": to_numpy(value) for name, value in network.state_dict().items()}
         clean = self.attacked_clean[0]
         return weights | {
             "tau": np.array(self.taus[:1]),
             "y": self.y,
-            "x": numpy(x[:WALKED]),
+            "x": to_numpy(x[:WALKED]),
             "clean/shown": _bytes(x[:SHOWN]),
             "clean/confidence": clean.confidence,
             "clean/correct": clean.correct,
@@ -158,7 +158,7 @@ class Judge:
         }
         if threat == "linf":
             published = [one for one in found if one.group == "confidence"]
-            arrays["walk"] = numpy(self.worst_images(0, published, errors_first=False)[:WALKED])
+            arrays["walk"] = to_numpy(self.worst_images(0, published)[:WALKED])
         return arrays
 
 
@@ -181,7 +181,7 @@ def number(rate: Any) -> float | None:
     return float(rate) if np.isfinite(rate) else None
 
 
-def numpy(values: Tensor) -> np.ndarray:
+def to_numpy(values: Tensor) -> np.ndarray:
     """A tensor's values."""
     return np.asarray(values.detach().cpu().numpy())
 
@@ -191,7 +191,7 @@ def _rounded(rates: np.ndarray) -> list[float | None]:
 
 
 def _bytes(x: Tensor) -> np.ndarray:
-    return numpy(x.mul(255).round().byte())
+    return to_numpy(x.mul(255).round().byte())
 
 
 def _chosen(found: Sequence[Attempt], attack: str) -> list[Attempt]:

@@ -18,6 +18,7 @@ Dataset = Literal[
 ]
 # FONTS comes in the papers' set and in an easier one; both ship with the package.
 FONTS: Mapping[str, fonts.Difficulty] = {"fonts": "hard", "fonts_easy": "easy"}
+COLOUR: tuple[Dataset, ...] = ("svhn", "cifar10", "cifar10_small", "cifar100")
 Subset = Literal["first", "random"]
 HELD_OUT = 2_000  # test images that no attack touches: for the test error, and as the data's own directions
 
@@ -73,6 +74,13 @@ def classes(dataset: Dataset) -> tuple[str, ...]:
 def train_size(dataset: Dataset) -> int:
     """How many training images a data set has."""
     return fonts.TRAIN_ROWS if dataset in FONTS else datasets.DATASETS[dataset].splits["train"].count
+
+
+def room(dataset: Dataset, n: int) -> int:
+    """How many images there are to attack and to hold out, beside n training images: see load."""
+    if dataset in FONTS:
+        return fonts.TEST_ROWS
+    return datasets.DATASETS[dataset].splits["test"].count + train_size(dataset) - n
 
 
 def load(

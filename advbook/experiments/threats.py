@@ -25,7 +25,7 @@ from advbook.attacks.objectives import doubt, log_odds, other_log_confidence
 from advbook.attacks.pgd import attack, images, pgd
 from advbook.attacks.random_search import random_search
 from advbook.attacks.simple import simple
-from advbook.attacks.spaces import Masked, Pixels
+from advbook.attacks.spaces import Masked, Pixels, Space
 from advbook.attacks.square import square
 from advbook.attacks.steps import StepRule, backtracking
 from advbook.fleet import Fleet
@@ -47,6 +47,7 @@ NORMS: dict[str, Norm] = {"linf": LINF, "linf_larger": LINF, "l2": L2, "l1": L1,
 # How far the steps of an attack lead together, in radii. 10 / 3 is as published for L-inf (1000 steps of .001 for eps
 # .3). For L2 and L1 three times the published 10 / 3 and 28 found more in a trial, with few steps.
 PATH: dict[str, float] = {"linf": 10 / 3, "l2": 10.0, "l1": 84.0}
+FRAME_PATH = 10.0  # values of a frame lie in [0, 1]; published are 1000 steps of .01
 L0_RATE = 250.0  # published for any number of steps: a step takes a pixel to the end of its range
 
 Group = Literal["confidence", "error", "black box", "stronger"]
@@ -104,7 +105,7 @@ def attacks(
     runs: list[tuple[Group, str, Callable[..., Any]]] = [
         ("confidence", "confidence, random starts", _white(threat, radius, effort, other_log_confidence)),
         ("error", "cross-entropy", _white(threat, radius, effort, log_odds)),
-        *((("black box", name, run) for name, run in _black(threat, radius, effort, references).items())),
+        *(("black box", name, run) for name, run in _black(threat, radius, effort, references).items()),
         ("stronger", "confidence, longer", _white(threat, radius, more, other_log_confidence, start=norms.near)),
         ("stronger", "cross-entropy, longer", _white(threat, radius, more, log_odds)),
     ]
@@ -129,14 +130,14 @@ def refined(target: Target, threat: Threat, radius: float, effort: Effort, x: Te
     Whatever leads far from the image (a step towards another image, an example of another network) is a start that
     random points of the ball are not.
     """
-    norm, frame = NORMS.get(threat, LINF), threat == "frames"
-    mask = border(x.shape[3], x.shape[4], int(radius)).to(x)
-    space = Masked(target.x, mask) if frame else Pixels(target.x, radius, norm)
+    if threat == "frames":
+        space: Space = Masked(target.x, border(x.shape[3], x.shape[4], int(radius)).to(x))
+    else:
+        space = Pixels(target.x, radius, NORMS[threat])
     steps = effort.longer * effort.steps
-    rule = backtracking(10.0 / steps, torch.sign, factor=1.1) if frame else _rule(norm, radius, steps, 1.1)
     found = ascend(
-        target.f, space, target.y, (x - target.x)[None], objective=other_log_confidence, rule=rule, steps=steps,
-        draft=target.draft, label=f"{label}, from the worst",
+        target.f, space, target.y, (x - target.x)[None], objective=other_log_confidence,
+        rule=_rule(threat, radius, steps, 1.1), steps=steps, draft=target.draft, label=f"{label}, from the worst",
     )  # fmt: skip
     return Found("stronger", "confidence, from the worst of all", images(space, found.u, 3), found.forwards)
 
@@ -177,21 +178,22 @@ def _white(
     options: dict[str, Any] = {"steps": effort.steps, "objective": objective}
     options["restarts"] = 1 if start is norms.zero else effort.restarts
     factor = 1.1 if objective is other_log_confidence else 1.25  # as published
+    options["rule"] = _rule(threat, radius, effort.steps, factor)
     if threat == "frames":
-        return partial(
-            frames, w=int(radius), rule=backtracking(10.0 / effort.steps, torch.sign, factor=factor), **options
-        )
+        return partial(frames, w=int(radius), **options)
     norm = NORMS[threat]
-    rule = _rule(norm, radius, effort.steps, factor)
-    return partial(pgd, eps=radius, norm=norm, rule=rule, start=start(norm, radius), **options)
+    return partial(pgd, eps=radius, norm=norm, start=start(norm, radius), **options)
 
 
 def linf_rule(radius: float, steps: int, factor: float = 1.25) -> StepRule:
     """Sign steps with momentum and backtracking that lead as far in `steps` as the published ones in 1000."""
-    return _rule(LINF, radius, steps, factor)
+    return _rule("linf", radius, steps, factor)
 
 
-def _rule(norm: Norm, radius: float, steps: int, factor: float) -> StepRule:
+def _rule(threat: Threat, radius: float, steps: int, factor: float) -> StepRule:
+    if threat == "frames":
+        return backtracking(FRAME_PATH / steps, torch.sign, factor=factor)
+    norm = NORMS[threat]
     rate = L0_RATE if norm is L0 else PATH[norm.name] * radius / steps
     return backtracking(rate, norm.direction, factor=factor)
 
