@@ -1,14 +1,18 @@
 // Runs a figure's own JS on inputs: node parity.mjs MODULE < jobs.json > outputs.json
 // A job is { layers, weights (base64), shape, inputs }, { x, delta, shape, ts }, { confidences, taus } or, through a
-// decoder, { layers, weights, theta, zetas, box, example }; its outcome is a list of { shape, data }.
+// decoder, { layers, weights, theta, zetas, box, example } or, along directions, { classes, shape, label, zetas }; its outcome is a list of { shape, data }.
 import { readFileSync } from "node:fs";
 import { pathToFileURL } from "node:url";
 
-const { along, code, load, rates } = await import(pathToFileURL(process.argv[2]));
+const { along, code, load, principal, rates, reader } = await import(pathToFileURL(process.argv[2]));
 
-function outcome({ layers, weights, shape, inputs, x, delta, ts, theta, zetas, box, example, confidences, taus }) {
+function outcome({ layers, weights, shape, inputs, x, delta, ts, theta, zetas, box, example, confidences, taus, classes, label }) {
   if (taus) return taus.map((tau) => listed(rates(confidences, tau)));
   if (ts) return ts.map((t) => along({ shape, data: x }, { shape, data: delta }, t));
+  if (classes) {
+    const bytes = ["means", "directions", "steps"].map((name) => new Uint8Array(Buffer.from(classes[name], "base64")));
+    return zetas.map((zeta) => principal(reader(shape, ...bytes)(label), zeta).image);
+  }
   const net = load(layers, Buffer.from(weights, "base64"));
   if (zetas) return zetas.map((zeta) => net(code(theta, zeta, box, example)));
   return inputs.map((data) => net({ shape, data: Float32Array.from(data) }));

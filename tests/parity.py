@@ -75,6 +75,8 @@ def _maker(state: dict[str, Any]) -> Callable[..., tuple[Tensor, Tensor]]:
     """What makes a figure's images by torch and by JS."""
     if "path" in state:
         return attacked
+    if "directions" in state:
+        return _principal
     if "classifiers" in state:
         return _directed
     return _decoded if "decoder" in state else _walked
@@ -213,6 +215,23 @@ def _directed(state: dict[str, Any], count: int, generator: torch.Generator) -> 
     (last,) = (control["max"] for control in state["controls"] if control["name"] == "t")
     images = bytes(state["images"]) * len(state["classifiers"])
     return _walked({**state, "images": images, "ts": [0, last]}, count, generator)
+
+
+def _principal(state: dict[str, Any], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Every class at random zeta: images [B, 1, H, W] by torch and by JS."""
+    shape, classes = state["image_shape"], len(state["class_names"])
+    types = {"means": "<u2", "directions": "<i2", "steps": "<f4"}
+    means, directions, steps = (
+        torch.from_numpy(np.frombuffer(bytes(state[k]), t).astype("f4")) for k, t in types.items()
+    )
+    zeta = 6 * torch.rand(classes, count, len(steps) // classes, generator=generator) - 3  # [K, B, n]
+    moves = steps.view(-1, 1) * directions.view(len(steps), -1)  # [K n, D]
+    moved = means.view(classes, 1, -1) / 65535 + zeta @ moves.view(classes, -1, moves.shape[1])
+    packed = {name: base64.b64encode(bytes(state[name])).decode() for name in types}
+    jobs = [
+        {"classes": packed, "shape": shape, "label": label, "zetas": its.tolist()} for label, its in enumerate(zeta)
+    ]
+    return moved.clamp(0, 1).view(-1, *shape), torch.cat(run_js(state["_esm"], jobs))
 
 
 def _stacked(outcome: list[dict[str, Any]]) -> Tensor:

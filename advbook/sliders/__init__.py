@@ -6,8 +6,18 @@ two with its controls. JS and torch agree to 1e-4; tests/parity.py holds every f
 
 from advbook.sliders.direction import AttackDirection
 from advbook.sliders.latent import LatentSlider
+from advbook.sliders.mixture import MixtureFigure
 from advbook.sliders.path import OnManifoldAttack
+from advbook.sliders.principal import PrincipalSlider
 from advbook.sliders.threshold import ThresholdSlider
 from advbook.sliders.walk import OffManifoldWalk
 
-__all__ = ["AttackDirection", "LatentSlider", "OffManifoldWalk", "OnManifoldAttack", "ThresholdSlider"]
+__all__ = [
+    "AttackDirection",
+    "LatentSlider",
+    "MixtureFigure",
+    "OffManifoldWalk",
+    "OnManifoldAttack",
+    "PrincipalSlider",
+    "ThresholdSlider",
+]

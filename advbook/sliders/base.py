@@ -104,11 +104,16 @@ class Figure(anywidget.AnyWidget):
     def _within(self, proposal: Any) -> Any:
         """A trait's new value, held to its control's range; rounding at the ends is forgiven."""
         name, value = proposal["trait"].name, proposal["value"]
-        control = next(control for control in self.controls if control["name"] == name)
+        control = next((control for control in self.controls if control["name"] == name), None)
+        if control is None:
+            raise TraitError(f"{name} = {value}: this figure has no such control; it has {self._names()}.")
         low, high = _bounds(control)
         if not low - 1e-6 <= value <= high + 1e-6:
             raise TraitError(f"{name} = {value} is out of range; allowed is {low:g} to {high:g}.")
         return min(max(value, low), high)
+
+    def _names(self) -> str:
+        return ", ".join(control["name"] for control in self.controls)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         shown = super()._repr_mimebundle_(**kwargs)
