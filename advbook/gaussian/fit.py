@@ -1,7 +1,7 @@
 """Brute force: Gaussians and linear classifiers trained against adversaries by gradients alone.
 
 Nothing here knows a formula of `spectrum` or `linear`: these functions are what those formulas are checked against. An
-adversary is a matrix A, its moves are x + A zeta. Everything is float64, whatever comes in.
+adversary is a matrix A, its moves are x + A zeta. Tensors are float64.
 """
 
 from __future__ import annotations
@@ -140,10 +140,8 @@ def recovered(w: Tensor, mu: Tensor, covariance: Tensor, shapes: Tensor) -> tupl
     regressors = torch.stack([covariance @ w, *(shape @ w for shape in shapes)], 1)  # [d, 1 + J]
     sizes = regressors.norm(dim=0)
     rank = int(torch.linalg.matrix_rank(regressors / sizes, rtol=1e-10)) if bool((sizes > 0).all()) else 0
-    if rank < regressors.shape[1]:
-        raise ValueError(
-            "shapes: D w and Sigma w depend on each other; allowed are threats of another shape than Sigma."
-        )
+    if rank < regressors.shape[1]:  # as where Sigma = W W^T + sigma^2 I exactly, and both I and W W^T are asked for
+        raise ValueError("shapes: D w and Sigma w depend on each other; allowed are those for which they do not.")
     found = torch.linalg.lstsq(regressors / sizes, mu[:, None]).solution[:, 0] / sizes
     return found[1:] / found[0], float((regressors @ found - mu).norm() / mu.norm())
 

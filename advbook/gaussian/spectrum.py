@@ -145,7 +145,7 @@ def energies(variances: Tensor, reach: Tensor) -> Tensor:
 
 def saddle_energies(variances: Tensor, reach: Tensor) -> Tensor:
     """E e_i^2 = k^2 / s* of the attack on the hardened model: [..., d]; 0 where nothing is in reach. Derived."""
-    return _ratio(reach.square(), hardened(variances, reach))
+    return reach * _ratio(reach, hardened(variances, reach))  # so that k^2 cannot overflow
 
 
 def budget(variances: Tensor, scales: Tensor, penalty: float) -> Tensor:
