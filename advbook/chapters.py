@@ -27,13 +27,15 @@ from papermill.exceptions import PapermillExecutionError
 from advbook import files, ledger, notebooks, store
 from advbook.experiments import ParameterError, Parameters, device_name, did_you_mean
 from advbook.experiments.ccat import CCAT
+from advbook.experiments.gaussian_mixture import GaussianMixture
 from advbook.experiments.generalization import GeneralizationLink
 from advbook.experiments.independence import Independence
 from advbook.experiments.off_manifold import OffManifold
 from advbook.experiments.on_manifold import OnManifold
 
 CHAPTERS: dict[str, type[Parameters]] = {
-    chapter.experiment: chapter for chapter in (OffManifold, OnManifold, GeneralizationLink, Independence, CCAT)
+    chapter.experiment: chapter
+    for chapter in (OffManifold, OnManifold, GeneralizationLink, Independence, CCAT, GaussianMixture)
 }
 PAGES = (*CHAPTERS, "claims", "speed")  # the notebooks of nbs/, in the order of the book
 PROFILES = store.CHECKOUT / "nbs" / "profiles"

@@ -454,6 +454,154 @@ def answered(rows: Mapping[str, np.ndarray], said: Mapping[str, Sequence[str]]) 
     return figure
 
 
+# Threats, trainings against them, and references of chapter 06. Names that never share a figure may share a look.
+THREATS: dict[str, Stroke] = {
+    "normal": Stroke("#000000", "o", ":"),
+    "linf": Stroke("#d55e00", "s", "--"),
+    "l2": Stroke("#0072b2", "D", "-."),
+    "l1": Stroke("#e69f00", "^", (0, (5, 1, 1, 1, 1, 1))),
+    "generative": Stroke("#009e73", "P", "-"),
+    "data": Stroke("#cc79a7", "v", (0, (3, 1))),
+}
+_BEFORE, _AFTER = "0.35", "#8fc3e0"
+
+
+def spectra(table: pd.DataFrame) -> Figure:
+    """The variances of a Gaussian before and after adversarial training, a small panel an adversary, on a logarithmic
+    axis: a dash at the variance of the data, a bar from there to the formula's variance, a dot where brute force ended.
+
+    table: columns adversary, direction, variance, formula, fitted.
+    """
+    with look():
+        names = list(dict.fromkeys(table.adversary))
+        with _panels(names, 2.0, "direction, largest variance first") as (figure, panels):
+            for name, axes in panels.items():
+                own = table[table.adversary == name]
+                places, width = own.direction, 0.3
+                axes.vlines(places, own.variance, own.formula, color=_AFTER, lw=8, capstyle="butt", zorder=1)
+                axes.hlines(own.variance, places - width, places + width, color=_BEFORE, lw=1.6, zorder=2)
+                axes.plot(places, own.fitted, "o", color="black", ms=3.5, zorder=3)
+                axes.set_yscale("log")
+                axes.set_xticks(places)
+            figure.supylabel("variance", fontsize=10)
+            marks: list[Handle] = [
+                (Line2D([], [], color=_BEFORE, lw=1.6), "data"),
+                (Line2D([], [], color=_AFTER, lw=8), "added by training, formula"),
+                (Line2D([], [], color="black", marker="o", ms=3.5, linestyle=""), "brute force"),
+            ]
+            _legend(figure, marks, columns=3)
+    return figure
+
+
+def bands(
+    panels: Mapping[str, pd.DataFrame], names: Mapping[str, str], xlabel: str, ylabel: str, *, logx: bool = False,
+    logy: bool = False, level: float | None = None, mark: tuple[float, str] | None = None,
+) -> Figure:  # fmt: skip
+    """A quantity over x, a line with a band from low to high for each name; a small panel a table.
+
+    panels: title -> columns name, x, value, low, high. names: name (a key of THREATS) -> its text in the legend, in
+    order. x are numbers, or texts that stand in the order of the table. level: a dotted line at this height; mark: a
+    dotted line at this x, with its text.
+    """
+    with look(), _panels(list(panels), 2.7 if len(panels) > 1 else 3.4, xlabel) as (figure, grid):
+        for title, axes in grid.items():
+            table = panels[title]
+            for name in _named(table, names):
+                own, style = table[table.name == name], _threat(name)
+                axes.plot(own.x, own.value, **style)
+                axes.fill_between(own.x, own.low, own.high, color=style["color"], alpha=0.15, lw=0)
+            if logx:
+                axes.set_xscale("log")
+            if logy:
+                axes.set_yscale("log")
+            if len(table) and isinstance(table.x.iloc[0], str):
+                axes.tick_params(axis="x", rotation=60, labelsize=8)
+            if level is not None:
+                axes.axhline(level, color="0.4", lw=1, ls=":")
+            if mark is not None:
+                axes.axvline(mark[0], color="0.4", lw=1, ls=":")
+                axes.annotate(mark[1], (mark[0], 1), (-4, -2), xycoords=("data", "axes fraction"),
+                              textcoords="offset points", ha="right", va="top", fontsize=9)  # fmt: skip
+        figure.supylabel(ylabel, fontsize=10)
+        _legend(figure, _threat_handles(panels.values(), names))
+    return figure
+
+
+def dots(
+    panels: Mapping[str, pd.DataFrame], names: Mapping[str, str], label: str, *, log: bool = False,
+    level: float | None = None,
+) -> Figure:  # fmt: skip
+    """A quantity with its interval, a row a place and a mark a name in it; a small panel a table.
+
+    panels: title -> columns place, name, value, low, high; rows of the figure are in the order of the first table that
+    has them. names: name (a key of THREATS) -> its text in the legend, in order. level: a dotted line there.
+    """
+    with look():
+        places = list(dict.fromkeys(place for table in panels.values() for place in table.place))
+        there = {pair for table in panels.values() for pair in zip(table.place, table.name, strict=True)}
+        heights: dict[tuple[str, str], float] = {}
+        for row, place in enumerate(places):
+            found = [name for name in names if (place, name) in there]
+            shifts = np.linspace(-0.3, 0.3, len(found)) if len(found) > 1 else np.zeros(len(found))
+            heights |= {(place, name): row + shift for name, shift in zip(found, shifts, strict=True)}
+        with _panels(list(panels), 0.42 * len(places) + 0.5, label) as (figure, grid):
+            for title, axes in grid.items():
+                table = panels[title]
+                for name in _named(table, names):
+                    own, style = table[table.name == name], _threat(name)
+                    at = [heights[place, name] for place in own.place]
+                    axes.hlines(at, own.low, own.high, color=style["color"], lw=1.6)
+                    axes.plot(own.value, at, **style | {"linestyle": ""})
+                if log:
+                    axes.set_xscale("log")
+                if level is not None:
+                    axes.axvline(level, color="0.4", lw=1, ls=":")
+                for line in np.arange(len(places) - 1) + 0.5:
+                    axes.axhline(line, color="0.9", lw=0.8, zorder=0)
+                axes.set_yticks(range(len(places)), places, fontsize=9)
+                axes.set_ylim(len(places) - 0.5, -0.5)
+            _legend(figure, _threat_handles(panels.values(), names))
+    return figure
+
+
+@contextmanager
+def _panels(titles: Sequence[str], height: float, xlabel: str) -> Iterator[tuple[Figure, dict[str, Axes]]]:
+    """Small panels that share their axes, two in a row (a single one fills it), each with its title."""
+    columns = min(2, len(titles)) or 1
+    lines = -(-len(titles) // columns) or 1
+    size = (NARROW + 0.4 * (columns - 1), height * lines + 1.0)
+    figure, grid = plt.subplots(
+        lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes in grid.flat[len(titles) :]:
+        axes.set_visible(False)
+    for axes in grid.flat[max(len(titles) - columns, 0) : len(titles)]:  # the lowest of each column
+        axes.tick_params(labelbottom=True)
+        axes.set_xlabel(xlabel, fontsize=9)
+    used = dict(zip(titles, grid.flat, strict=False))
+    for title, axes in used.items():
+        axes.set_title(title, fontsize=10)
+    yield figure, used
+
+
+def _named(table: pd.DataFrame, names: Mapping[str, str]) -> list[str]:
+    """The names of a table, in the order given."""
+    present = set(table.name)
+    if unknown := present - set(names):
+        raise KeyError(f"names without a text: {sorted(unknown)}")
+    return [name for name in names if name in present]
+
+
+def _threat(name: str) -> dict[str, Any]:
+    own = THREATS[name]
+    return {"color": own.colour, "marker": own.marker, "linestyle": own.line, "lw": 1.6, "ms": 5}
+
+
+def _threat_handles(tables: Iterable[pd.DataFrame], names: Mapping[str, str]) -> list[Handle]:
+    present = {name for table in tables for name in table.name}
+    return [(Line2D([], [], **_threat(name)), text) for name, text in names.items() if name in present]
+
+
 def _defences(table: pd.DataFrame) -> list[Defence]:
     """The trainings of a table, in the order of DEFENCES."""
     present = set(table.recipe)

@@ -87,8 +87,11 @@ def source(rows: pd.DataFrame) -> str:
     """In a few words which points rows belong to, and where they were computed."""
     first, sizes = rows.iloc[0], sorted(set(rows["n"]))
     n = f"N = {sizes[0]:,}" if len(sizes) == 1 else f"N = {sizes[0]:,} to {sizes[-1]:,}"
+    if first["dataset"] == "mixture":
+        return f"{title('mixture')}, {n} samples, {first['mixtures']} random mixtures; {_devices(rows)}"
+    subset = first["subset"] if "subset" in rows else "first"
     return (
-        f"{title(first['dataset'])}, {n} ({first['subset']} rows), {first['seeds']} networks a point, "
+        f"{title(first['dataset'])}, {n} ({subset} rows), {first['seeds']} networks a point, "
         f"{first['images']} images; {_devices(rows)}"
     )
 

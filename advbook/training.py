@@ -13,10 +13,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from advbook.attacks.engine import Objective, climb
-from advbook.attacks.norms import LINF, Norm, Start, gaussian, mixed, near, normal, shells, zero
-from advbook.attacks.objectives import cross_entropy, other_log_confidence
+from advbook.attacks.norms import L2, LINF, Norm, Start, gaussian, mixed, near, normal, shells, zero
+from advbook.attacks.objectives import cross_entropy, log_odds, other_log_confidence
 from advbook.attacks.spaces import Decoder, Latent, Pixels, Space
-from advbook.attacks.steps import StepRule, adam, backtracking, sign
+from advbook.attacks.steps import StepRule, adam, ascent, backtracking, sign
 from advbook.capture import captured
 from advbook.fleet import Stack
 from advbook.kernels import draft
@@ -147,6 +147,26 @@ class Divergence(Adversary):
         return divergence
 
 
+class Ascent(Adversary):
+    """Plain steps of lr that maximize the log-odds of another class, along the gradient's signs, as L-inf asks for, or
+    along the normalized gradient.
+
+    Source: Madry et al., 2018.
+    """
+
+    along: Literal["signs", "gradient"] = "signs"
+
+    @property
+    def rule(self) -> StepRule:
+        """Steps of lr along the direction."""
+        return ascent(self.lr, torch.sign if self.along == "signs" else L2.direction)
+
+    @property
+    def objective(self) -> Objective:
+        """The log-odds: they lead as the cross-entropy does, and never underflow."""
+        return log_odds
+
+
 def divergence(logits: Tensor, clean: Tensor) -> Tensor:
     """KL(p || q) for p = softmax(clean) and q = softmax(logits), sum_k p_k (log p_k - log q_k): [..., K], [..., K] ->
     [...].
@@ -220,12 +240,12 @@ def pixels(x: Tensor, eps: float, adversary: Adversary, *, share: float = 0.5, w
     return Perturbed(share, x, gaussian(LINF, eps), lambda rows: Pixels(x[rows], eps), adversary, weight)
 
 
-def uniform_norm(x: Tensor, eps: float, adversary: Adversary, *, share: float = 0.5) -> Perturbed:
-    """Regular adversarial examples as the baseline of CCAT makes them: from starts of uniform norm in the cube.
+def uniform_norm(x: Tensor, eps: float, adversary: Adversary, *, norm: Norm = LINF, share: float = 0.5) -> Perturbed:
+    """Regular adversarial examples as the baseline of CCAT makes them: from starts of uniform norm in the ball.
 
-    adversary: Backtracking(goal="error"), as published. Source: released code of Stutz et al., ICML 2020.
+    adversary: Backtracking(goal="error"), as published for L-inf. Source: released code of Stutz et al., ICML 2020.
     """
-    return Perturbed(share, x, shells(LINF, eps), lambda rows: Pixels(x[rows], eps), adversary)
+    return Perturbed(share, x, shells(norm, eps), lambda rows: Pixels(x[rows], eps, norm), adversary)
 
 
 def latent(
@@ -236,19 +256,20 @@ def latent(
     eta: float,
     adversary: Adversary | None,
     *,
+    norm: Norm = LINF,
     share: float = 0.5,
     weight: float = 1.0,
 ) -> Perturbed:
-    """On-manifold adversarial examples dec(z + zeta) with |zeta|_inf <= eta, or, without an adversary, random ones.
+    """On-manifold adversarial examples dec(z + zeta) with |zeta| <= eta, or, without an adversary, random ones.
 
     z: [N, D]; decode(z, *context), context: [N, ...] each; box: bounds of z + zeta, [D] each. Transformations T(x; t)
     of an image are the same: z is the identity, the context the image. Source: Stutz et al., CVPR 2019, equation (3).
     """
 
     def space(rows: Tensor) -> Latent:
-        return Latent(z[rows], decode, tuple(part[rows] for part in context), *box, eta)
+        return Latent(z[rows], decode, tuple(part[rows] for part in context), *box, eta, norm)
 
-    return Perturbed(share, z, gaussian(LINF, eta), space, adversary, weight)
+    return Perturbed(share, z, gaussian(norm, eta), space, adversary, weight)
 
 
 def calibrated(

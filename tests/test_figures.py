@@ -543,3 +543,128 @@ def test_answers_stand_over_their_pictures_grey_or_in_colours(channels):
     shown = grid[1][1].images[0].get_array()
     np.testing.assert_array_equal(shown, np.squeeze(images[1, 1].transpose(1, 2, 0)))
     assert png(figure)
+
+
+# --- chapter 06 -----------------------------------------------------------------------------------------------
+
+NAMES = {name: f"the {name} one" for name in figures.THREATS}
+
+
+def spectrum_rows(adversaries=("regular", "generative"), d: int = 4) -> pd.DataFrame:
+    """Variances before and after training, by the formula and, a little off, by brute force."""
+    rng = np.random.default_rng(0)
+    found = []
+    for adversary in adversaries:
+        for i, variance in enumerate(np.sort(rng.uniform(0.1, 5, d))[::-1]):
+            factor = rng.uniform(1, 2)
+            own = {"variance": variance, "formula": variance * factor, "fitted": 1.01 * variance * factor}
+            found.append({"adversary": adversary, "direction": i + 1, **own})
+    return pd.DataFrame(found)
+
+
+def named(column: str, places, names=("normal", "l2")) -> pd.DataFrame:
+    """A value with its interval for each name at each place."""
+    return over(column, places, names).rename(columns={"recipe": "name"})
+
+
+def test_no_two_threats_share_a_colour_a_marker_or_a_line():
+    for part in zip(*figures.THREATS.values(), strict=True):
+        assert len(set(map(str, part))) == len(figures.THREATS)
+
+
+def test_a_spectrum_shows_data_formula_and_brute_force_of_every_adversary():
+    table = spectrum_rows()
+    figure = figures.spectra(table)
+    assert [axes.get_title() for axes in figure.axes] == ["regular", "generative"]
+    for axes in figure.axes:
+        own = table[table.adversary == axes.get_title()]
+        bars, dashes = axes.collections
+        np.testing.assert_allclose([part[:, 1] for part in bars.get_segments()], own[["variance", "formula"]])
+        np.testing.assert_allclose([part[:, 1] for part in dashes.get_segments()], own[["variance", "variance"]])
+        np.testing.assert_allclose(axes.lines[0].get_xydata(), own[["direction", "fitted"]])
+        assert axes.get_yscale() == "log"
+    assert legend(figure) == ["data", "added by training, formula", "brute force"]
+    assert png(figure)
+
+
+@pytest.mark.parametrize("logs", [(False, False), (True, False), (False, True)])
+def test_bands_have_a_line_a_name_with_its_band_in_every_panel(logs):
+    panels = {"one": named("x", (1.0, 2.0, 4.0)), "two": named("x", (1.0, 3.0), ["generative"])}
+    figure = figures.bands(panels, NAMES, "across", "up", logx=logs[0], logy=logs[1], level=0.5, mark=(2, "here"))
+    for axes, (title, table) in zip(figure.axes, panels.items(), strict=True):
+        assert (axes.get_title(), axes.get_xlabel()) == (title, "across")
+        assert (axes.get_xscale(), axes.get_yscale()) == tuple("log" if log else "linear" for log in logs)
+        names = [name for name in NAMES if name in set(table.name)]
+        for name, line, band in zip(names, axes.lines, axes.collections, strict=False):
+            own = table[table.name == name]
+            np.testing.assert_allclose(line.get_xydata(), own[["x", "value"]])
+            assert line.get_color() == figures.THREATS[name].colour
+            heights = band.get_paths()[0].vertices[:, 1]
+            assert (heights.min(), heights.max()) == pytest.approx((own.low.min(), own.high.max()))
+        level, mark = axes.lines[len(names) :]
+        assert level.get_ydata()[0] == 0.5
+        assert mark.get_xdata()[0] == 2
+        assert [text.get_text() for text in axes.texts] == ["here"]
+    assert legend(figure) == [NAMES[name] for name in ("normal", "l2", "generative")]
+    assert png(figure)
+
+
+def test_bands_over_texts_keep_their_order():
+    figure = figures.bands({"": named("x", ("1", "20", "3"))}, NAMES, "", "")
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "20", "3"]
+
+
+def test_dots_stand_in_the_row_of_their_place_and_none_hides_another():
+    first, second = named("place", ("a", "b")), named("place", ("b", "c"), ["generative"])
+    figure = figures.dots({"one": first, "two": second}, NAMES, "rate", level=0)
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["a", "b", "c"]
+    for axes, table in zip(figure.axes, (first, second), strict=True):
+        marks = {line.get_color(): line.get_xydata() for line in axes.lines if line.get_marker() not in ("", "None")}
+        bars = {to_rgb(one.get_color()[0][:3]): one.get_segments() for one in axes.collections}
+        for name in set(table.name):
+            own, colour = table[table.name == name], figures.THREATS[name].colour
+            np.testing.assert_allclose(marks[colour][:, 0], own.value)
+            assert [round(height) for height in marks[colour][:, 1]] == ["abc".index(place) for place in own.place]
+            np.testing.assert_allclose([part[:, 0] for part in bars[to_rgb(colour)]], own[["low", "high"]])
+        low, high = axes.get_ylim()
+        assert low > high  # the first row is on top
+    heights = [
+        height
+        for axes in figure.axes
+        for line in axes.lines
+        for height in line.get_ydata()
+        if line.get_marker() not in ("", "None")
+    ]
+    assert len(set(np.round(heights, 6))) == len(heights)
+    assert heights[-1] == 2  # alone in its row, so in the middle of it
+    assert legend(figure) == [NAMES[name] for name in ("normal", "l2", "generative")]
+    assert png(figure)
+
+
+def test_dots_may_have_a_logarithmic_axis():
+    assert figures.dots({"": named("place", ("a",))}, NAMES, "", log=True).axes[0].get_xscale() == "log"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_panels_stand_two_in_a_row_and_the_lowest_of_each_column_names_the_axis(count):
+    figure = figures.bands({str(i): named("x", (1.0, 2.0)) for i in range(count)}, NAMES, "across", "")
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in shown] == [str(i) for i in range(count)]
+    named_axes = [i for i, axes in enumerate(shown) if axes.get_xlabel()]
+    assert named_axes == list(range(count))[-2:]
+    assert figure.get_size_inches()[0] <= 5.2
+
+
+@pytest.mark.parametrize(
+    "draw_it", [lambda t: figures.bands({"": t}, {}, "", ""), lambda t: figures.dots({"": t}, {}, "")]
+)
+def test_a_name_without_a_text_is_an_error(draw_it):
+    with pytest.raises(KeyError, match="without a text"):
+        draw_it(named("x", (1.0,)).assign(place="a"))
+
+
+def test_a_name_without_a_look_is_an_error():
+    with pytest.raises(KeyError, match="unheard_of"):
+        figures.bands({"": named("x", (1.0,), ["unheard_of"])}, {"unheard_of": ""}, "", "")

@@ -225,3 +225,36 @@ def test_bad_input_is_refused_in_one_sentence_that_names_it(case):
     call, sentence = BAD[case]
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+# --- inflation ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_inflation_is_that_of_the_best_classifier_and_of_training(seed):
+    mu, covariance, weights = instance(seed=seed)
+    for threat, matrix, eps in ((L2, torch.eye(6, dtype=torch.float64), 0.3), (generative(weights), weights, 0.5)):
+        c = linear.inflation(mu, covariance, matrix, eps)
+        w = linear.direction(mu, covariance, (matrix @ matrix.T)[None], torch.tensor([c], dtype=torch.float64))
+        best, _ = linear.hardest(mu, covariance, [(threat, eps)])
+        own = float(linear.robust_accuracy(w, mu, covariance, [(threat, eps)]))
+        assert own == pytest.approx(float(linear.robust_accuracy(best, mu, covariance, [(threat, eps)])), abs=1e-9)
+        trained, _ = fit.recovered(
+            fit.logistic(mu, covariance, [(matrix, eps)]), mu, covariance, (matrix @ matrix.T)[None]
+        )
+        assert float(trained[0]) == pytest.approx(c, rel=1e-5)
+
+
+def test_the_inflation_vanishes_with_the_budget_and_grows_with_it():
+    mu, covariance, _ = instance()
+    eye = torch.eye(6, dtype=torch.float64)
+    found = [linear.inflation(mu, covariance, eye, eps) for eps in (1e-6, 0.1, 0.3, 0.5)]
+    assert found[0] < 1e-5
+    assert found == sorted(found)
+
+
+@pytest.mark.parametrize("eps", [0.0, 100.0])
+def test_a_budget_without_an_inflation_is_refused(eps):
+    mu, covariance, _ = instance()
+    with pytest.raises(ValueError, match=rf"eps = {eps}.*allowed"):
+        linear.inflation(mu, covariance, torch.eye(6, dtype=torch.float64), eps)

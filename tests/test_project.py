@@ -95,10 +95,10 @@ def test_notice_names_the_fonts_and_leads_to_the_vendored_notice():
     assert (ROOT / where).is_file()
 
 
-def test_the_licences_of_the_fonts_ship_with_them():
+def test_the_licences_of_fonts_and_data_ship_with_them():
     named = set(re.findall(r"\), (OFL-1\.1|Apache-2\.0|UFL-1\.0)$", (ROOT / "NOTICE").read_text(), re.M))
     folder = ROOT / "advbook" / "data" / "licences"
-    assert {path.stem for path in folder.iterdir()} == named
+    assert {path.stem for path in folder.iterdir()} == named | {"MIT-Fashion-MNIST"}
     assert all(path.stat().st_size > 1_000 for path in folder.iterdir())
     assert {"data/*", "data/licences/*"} <= set(project()["tool"]["setuptools"]["package-data"]["advbook"])
 
@@ -224,4 +224,5 @@ def test_a_profile_is_valid_and_has_each_point_once(profile):
 
 def test_the_default_book_needs_no_download():
     for profile in ("quick", "tiny"):
-        assert {p.dataset for points in chapters.plan(profile).values() for p in points} == {"fonts", "fonts_easy"}
+        named = {p.dataset for points in chapters.plan(profile).values() for p in points}
+        assert named == {"fonts", "fonts_easy", "mixture"}

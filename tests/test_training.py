@@ -26,6 +26,7 @@ from advbook.manifolds import transform
 from advbook.networks import cnn, predict
 from advbook.training import (
     Adversary,
+    Ascent,
     Backtracking,
     Descent,
     Divergence,
@@ -1266,6 +1267,150 @@ def test_these_attacks_ask_nothing_of_the_host_either(kind, precision):
     assert u.shape == (6, 1, 28, 28)
     assert trust.shape == (6,)
     assert seen.devices == {"meta"}
+
+
+# --- plain steps, and parts in other norms --------------------------------------------------------------------------
+
+
+def test_plain_steps_follow_signs_by_default():
+    assert Ascent().model_dump() == {"steps": 40, "lr": 0.005, "precision": "float32", "along": "signs"}
+
+
+@pytest.mark.parametrize("wrong", [{"along": "sign"}, {"steps": -1}, {"lr": 0}, {"momentum": 0.9}])
+def test_plain_steps_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Ascent(**wrong)
+
+
+def ascended(network, image, labels, u, adversary, project):
+    """The best of all iterates of plain steps, written down: u [B, D] around images [B, D]."""
+    best, top = u.clone(), torch.full((len(u),), -torch.inf, dtype=u.dtype)
+    for step in range(adversary.steps + 1):
+        u = u.detach().requires_grad_()
+        p = network(image(u)).softmax(1).gather(1, labels[:, None])[:, 0]
+        height = (1 - p).log() - p.log()
+        (slope,) = torch.autograd.grad(height.sum(), u)
+        higher = height > top
+        best[higher], top[higher] = u.detach()[higher], height.detach()[higher]
+        if step < adversary.steps:
+            flat = slope.flatten(1)
+            away = flat.sign() if adversary.along == "signs" else flat / flat.norm(dim=1, keepdim=True)
+            u = project(u + adversary.lr * away.view_as(u))
+    return best
+
+
+@pytest.mark.parametrize("along", ["signs", "gradient"])
+def test_plain_steps_are_the_plain_loop_and_keep_the_best_iterate(along):
+    x, y = thirds(8)
+    network, adversary = smooth(1), Ascent(steps=6, lr=0.04 if along == "signs" else 0.2, along=along)
+    network.eval()
+    space = training.uniform_norm(x, EPS, adversary).space(torch.arange(8))
+    start = boxed(shells(LINF, EPS)(x, seeded(3)), x)
+    found = adversary.ascend(Stack([network]).eval(), space, y, start, side=8)
+    expected = ascended(network, lambda u: x + u, y, start, adversary, lambda u: boxed(u, x))
+    torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
+    other = adversary.model_copy(update={"along": "gradient" if along == "signs" else "signs"})
+    assert not torch.allclose(other.ascend(Stack([network]).eval(), space, y, start, side=8), found, atol=1e-3)
+
+
+def test_plain_steps_lead_on_where_the_network_is_so_sure_that_the_cross_entropy_is_flat():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    with torch.no_grad():
+        network[1].weight.copy_(torch.tensor([[1000.0, 0, 0, 0], [0, 0, 0, 0]]))
+    x, y = torch.full((1, 1, 2, 2), 0.5), torch.zeros(1, dtype=torch.long)
+    for adversary, moves in ((Ascent(steps=1, lr=0.1), True), (Adversary(steps=1, lr=0.1), False)):
+        space = training.uniform_norm(x, 0.2, adversary).space(torch.arange(1))
+        u = adversary.ascend(Stack([network]).eval(), space, y, torch.zeros_like(x), side=2)
+        assert (u[0, 0, 0, 0] < -0.05) == moves
+
+
+NORMED = pytest.mark.parametrize(("norm", "most"), [(LINF, 0.5), (L2, 3.0), (L1, 20.0)], ids=["linf", "l2", "l1"])
+
+
+@NORMED
+@settings(max_examples=10)
+@given(share=st.floats(0.01, 1), seed=st.integers(0, 99))
+def test_regular_examples_keep_to_their_norms_ball_and_to_the_box(norm, most, share, seed):
+    x = torch.rand(6, 1, 8, 8, generator=seeded(seed)).round(decimals=1)
+    eps, y = share * most, torch.arange(6) % 2
+    part = training.uniform_norm(x, eps, Ascent(steps=4, lr=eps, along="gradient"), norm=norm, share=0.4)
+    space = part.space(torch.arange(6))
+    fleet = Stack([nn.Sequential(nn.Flatten(), nn.Linear(64, 2))])
+    start = part.start(part.around, seeded(seed))
+    assert torch.equal(start, shells(norm, eps)(x, seeded(seed)))
+    u = part.adversary.ascend(fleet, space, y, start, side=8)
+    found = space.image(u)
+    size = norm_of(norm, found.double() - x.double())
+    assert (size <= eps * (1 + 1e-7)).all()
+    assert (size > 0.1 * eps).all()
+    assert ((found >= 0) & (found <= 1)).all()
+    assert (part.share, part.weight, part.trust) == (0.4, 1.0, None)
+
+
+@NORMED
+def test_starts_of_regular_examples_have_a_uniform_norm(norm, most):
+    """Of 2,000 draws: the mean is half the radius, to five standard errors, and a tenth is below a tenth."""
+    x = torch.zeros(2000, 1, 8, 8)
+    size = norm_of(norm, training.uniform_norm(x, most, ATTACK, norm=norm).start(x, seeded(1))) / most
+    assert size.mean().item() == pytest.approx(0.5, abs=5 * (1 / 12 / 2000) ** 0.5)
+    assert (size < 0.1).double().mean().item() == pytest.approx(0.1, abs=5 * (0.09 / 2000) ** 0.5)
+    assert size.max() <= 1 + 1e-5
+
+
+def test_regular_examples_are_l_inf_unless_another_norm_is_asked_for():
+    x, _ = small(torch.float32, 6)
+    assert training.uniform_norm(x, 0.1, ATTACK).space(torch.arange(6)).norm is LINF
+    assert on_codes(x, ATTACK).space(torch.arange(6)).norm is LINF
+
+
+@settings(max_examples=10)
+@given(eta=st.floats(0.01, 1), seed=st.integers(0, 99), attacked=st.booleans())
+def test_perturbed_latents_keep_to_an_l2_ball_and_to_the_box(eta, seed, attacked):
+    x, y = small(torch.float32, 6)
+    adversary = Ascent(steps=4, lr=eta, along="gradient") if attacked else None
+    part = on_codes(x, adversary, eta=eta, norm=L2)
+    space, z = part.space(torch.arange(6)), codes(torch.float32, 6)
+    start = part.start(part.around, seeded(seed))
+    assert (norm_of(L2, start) <= eta * (1 + 1e-5)).all()
+    u = space.project(start)
+    if attacked:
+        u = adversary.ascend(Stack(members((1,), torch.float32)).eval(), space, y, start, side=8)
+    assert (norm_of(L2, u) <= eta * (1 + 1e-6)).all()
+    assert ((z + u).abs() <= 1 + 1e-6).all()
+    torch.testing.assert_close(space.image(u), bend(z + u, x))
+
+
+def test_an_l2_ball_of_latents_is_not_the_cube():
+    """In a cube each of three entries may be eta; in the ball all of them together."""
+    x, _ = small(torch.float32, 6)
+    far = torch.full((6, 3), 10.0)
+    sizes = []
+    for norm in (LINF, L2):
+        part = training.latent(torch.zeros(6, 3), bend, (x,), (-far[0], far[0]), 0.4, ATTACK, norm=norm)
+        sizes.append(part.space(torch.arange(6)).project(far))
+    torch.testing.assert_close(sizes[0], torch.full((6, 3), 0.4))
+    torch.testing.assert_close(sizes[1], torch.full((6, 3), 0.4 / 3**0.5))
+
+
+@pytest.mark.parametrize(
+    ("norm", "along"), [(L2, "gradient"), (L1, "gradient"), (LINF, "signs")], ids=["l2", "l1", "linf"]
+)
+def test_a_member_trained_in_another_norm_is_the_network_trained_alone(norm, along):
+    x, y = small(torch.float64)
+    adversary = Ascent(steps=3, lr=0.1, along=along)
+
+    def trained(seeds):
+        parts = [
+            training.uniform_norm(x, 0.3, adversary, norm=norm, share=0.5), on_codes(x, adversary, norm=norm, share=0.5)
+        ]  # fmt: skip
+        fleet, random = Stack(members(seeds, torch.float64)), [seeded(seed) for seed in seeds]
+        return train(fleet, x, y, Schedule(epochs=3, batch=10), parts, generators=random).unstack()
+
+    together = trained((1, 2))
+    for seed, member in zip((1, 2), together, strict=True):
+        for name, value in trained((seed,))[0].state_dict().items():
+            torch.testing.assert_close(member.state_dict()[name], value, atol=1e-8, rtol=1e-8)
+    assert not torch.equal(together[0][0].weight, together[1][0].weight)
 
 
 # --- what calibrated training does --------------------------------------------------------------------------------

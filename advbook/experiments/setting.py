@@ -59,8 +59,10 @@ class Setting:
     known: Known | None = None
 
 
-def title(dataset: Dataset) -> str:
+def title(dataset: Dataset | Literal["mixture"]) -> str:
     """A data set's name as a text gives it."""
+    if dataset == "mixture":
+        return "Gaussian mixture"
     if dataset in FONTS:
         return "FONTS" if dataset == "fonts" else "FONTS, easy"
     return datasets.DATASETS[dataset].title

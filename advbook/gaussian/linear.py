@@ -7,13 +7,14 @@ are float64.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import nnls
+from scipy.optimize import brentq, nnls
 from scipy.special import ndtr, ndtri
 from torch import Tensor
 
@@ -67,6 +68,27 @@ def direction(mu: Tensor, covariance: Tensor, shapes: Tensor, c: Tensor) -> Tens
     """
     w: Tensor = torch.linalg.solve(covariance + torch.einsum("j,jab->ab", c, shapes), mu)
     return w
+
+
+def inflation(mu: Tensor, covariance: Tensor, matrix: Tensor, eps: float) -> float:
+    """c of `direction` for the one threat x + M zeta, |zeta| <= eps: the root of c m |M^T w| = eps w Sigma w.
+
+    mu: [d]; matrix: M [d, m]. Raises ValueError if there is no root between 1e-9 and 1e9 times what makes both parts of
+    the covariance alike: the budget is too large, or the threat moves nothing.
+    """
+    shape = matrix @ matrix.T
+
+    def gap(logarithm: float) -> float:
+        c = math.exp(logarithm)
+        w = direction(mu, covariance, shape[None], torch.tensor([c]).to(mu))
+        cost = float((w @ matrix).norm())
+        return c * (float(w @ mu) - eps * cost) * cost - eps * float(w @ covariance @ w)
+
+    alike = math.log(float(covariance.trace()) / max(float(shape.trace()), 1e-300))
+    low, high = alike - math.log(1e9), alike + math.log(1e9)
+    if not gap(low) < 0 < gap(high):
+        raise ValueError(f"eps = {eps}: no classifier answers it by an inflation; allowed is a smaller budget above 0.")
+    return math.exp(brentq(gap, low, high, xtol=1e-13))
 
 
 def robust_accuracy(w: Tensor, mu: Tensor, covariance: Tensor, threats: Threats) -> Tensor:
