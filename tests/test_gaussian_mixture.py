@@ -255,6 +255,15 @@ def test_a_budget_far_from_its_goal_makes_the_conflict_void():
     assert {verdict.outcome for name, verdict in found.items() if name != "conflict"} == {"supported"}
 
 
+def test_where_norms_do_not_conflict_the_comparison_is_void():
+    pairs = {
+        (pair, threat): robust_rate(threat, threat) for pair in ("linf+l2", "linf+l1", "l2+l1") for threat in THREATS
+    }
+    found = verdicts(book("fonts", robust=pairs))
+    assert found["conflict"].outcome == "undecided"
+    assert "two norms do not clearly conflict: their mean drop is 0.0 points" in found["conflict"].void
+
+
 def test_images_have_no_verdict_on_closed_forms_and_nothing_was_moved_means_undecided():
     rows = book("fonts")
     chosen = (rows.what == "energy") & (rows.training == "normal") & (rows.threat == "generative")

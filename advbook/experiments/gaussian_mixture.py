@@ -148,7 +148,7 @@ class GaussianMixture(Parameters):
                 relative_conflict(robust),
                 LESS_CONFLICT,
                 at_most=True,
-                void=_uncalibrated(rows),
+                void=_uncalibrated(rows) or _harmless(robust),
             ),
         ]
         if theory:
@@ -214,12 +214,26 @@ def conflicts(robust: Draws) -> dict[tuple[str, str], np.ndarray]:
 def relative_conflict(robust: Draws) -> np.ndarray:
     """Mean drop of the pairs with the generative threat over the mean drop of the pairs of norms: [1 + R].
 
-    A mean drop of the norms below .001 counts as .001: without a conflict of the norms nothing can be less than it.
+    A mean drop of the norms below .001 counts as .001: the ratio then means nothing, and its verdict is void.
     """
-    found = conflicts(robust)
-    mixed = np.mean([one for pair, one in found.items() if "generative" in pair], axis=0)
-    norms = np.mean([one for pair, one in found.items() if "generative" not in pair], axis=0)
+    mixed, norms = _mean_drops(robust)
     return np.asarray(mixed / np.maximum(norms, 0.001))
+
+
+def _mean_drops(robust: Draws) -> tuple[np.ndarray, np.ndarray]:
+    """Of the pairs with the generative threat, and of the pairs of norms: [1 + R] each."""
+    found = conflicts(robust)
+    mixed = [one for pair, one in found.items() if "generative" in pair]
+    norms = [one for pair, one in found.items() if "generative" not in pair]
+    return np.mean(mixed, axis=0), np.mean(norms, axis=0)
+
+
+def _harmless(robust: Draws) -> str:
+    """Why no conflict can be less than that of two norms, if there is no clear one."""
+    value, low, high = metrics.percentiles(100 * _mean_drops(robust)[1])
+    if low > 0:
+        return ""
+    return f"two norms do not clearly conflict: their mean drop is {value:.1f} points ({low:.1f} to {high:.1f})"
 
 
 def other_gain(robust: Draws) -> np.ndarray:
