@@ -50,6 +50,7 @@ PENALTY: float = 8.0  # mixture: price L of a squared perturbation
 MIXTURES: int = 10  # mixture: random ones, for intervals
 SEEDS: int = 3  # images: networks a training, for intervals
 TARGET: float = 0.7  # images: own-trained robust accuracy that all budgets are set to
+POPULATION: int = 20000  # images: training images that the principal directions are taken from
 NETWORK: str = "cnn"  # images: architecture
 EPOCHS: int = 8  # images: epochs of training
 TRAIN_STEPS: int = 7  # images: steps of the attack inside training
@@ -509,9 +510,10 @@ if theory is not None:
 # %% [markdown]
 # ## Networks and images
 #
-# Does any of this hold for networks that are trained on images? The directions are now those of the training images of
-# each class, from its covariance, and the generator is class-wise probabilistic PCA, so that the theory's quantities
-# stay what they are. A learned decoder is another matter, and comes in when the book has one. Two things differ from
+# Does any of this hold for networks that are trained on images? The directions are now those of each class, from the
+# covariance of its images in a larger part of the training set than the networks see: from few images most variances
+# would come out as zero. The generator is class-wise probabilistic PCA of the images that the networks see. So the
+# theory's quantities stay what they are. A learned decoder is another matter, and comes in when the book has one. Two things differ from
 # the theory. The attacked image is clipped to $[0, 1]$, so some energy leaves the generator's span. And the loss is the
 # network's.
 #
@@ -528,7 +530,7 @@ def set_up(own: pd.DataFrame) -> str:
     first = own.iloc[0]
     return (
         f"{pages.source(own)}; {first.network}, {first.epochs} epochs, {first.train_steps} steps of the attack in "
-        f"training and {first.steps} in evaluation; the generator has {first.q} codes"
+        f"training and {first.steps} in evaluation; the generator has {first.q} codes, and directions are those of {first.population:,} images"
     )
 
 
@@ -594,7 +596,7 @@ for name, own in images.items():
             lines.append({"place": title(threat), "name": training, "value": value, "low": low, "high": high})
     panels[name] = pd.DataFrame(lines)
 texts = {name: "normal training" if name == "normal" else f"against {text}" for name, text in TRAININGS.items()}
-label = "variance of directions, random = 1"
+label = "variance, random = 1"
 display(figures.dots(panels, texts, label, log=True, level=1) if images else NONE)
 
 # %% tags=["remove-input"]

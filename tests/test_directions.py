@@ -40,7 +40,7 @@ def images(count, seed=0, spread=1.0):
 
 
 X, Y = images(90)
-PRINCIPAL = d.principal(X, Y, CLASSES, Q)
+PRINCIPAL, CODES = d.principal(X, Y, CLASSES), d.generator(X, Y, CLASSES, Q)
 B = 6
 
 
@@ -71,36 +71,38 @@ def test_principal_directions_and_the_generator_of_a_class_are_those_of_scikit_l
     sigma2 = theirs.noise_variance_ * by_count
     signs = overlap.diagonal()[:Q].sign()[:, None]
     expected = torch.from_numpy(theirs.components_) * (variances[:Q, None] - sigma2).sqrt()
-    torch.testing.assert_close(PRINCIPAL.generator[k] * signs, expected, atol=1e-8, rtol=1e-6)
+    torch.testing.assert_close(CODES[k] * signs, expected, atol=1e-8, rtol=1e-6)
 
 
 def test_principal_directions_come_in_the_type_of_the_images_and_the_classes_differ():
-    found = d.principal(X.float(), Y, CLASSES, Q)
-    assert [part.dtype for part in (found.variances, found.vectors, found.generator)] == [torch.float32] * 3
+    found, codes = d.principal(X.float(), Y, CLASSES), d.generator(X.float(), Y, CLASSES, Q)
+    assert [part.dtype for part in (found.variances, found.vectors, codes)] == [torch.float32] * 3
     assert (found.variances.shape, found.vectors.shape) == ((CLASSES, D), (CLASSES, D, D))
-    assert found.generator.shape == (CLASSES, Q, D)
+    assert codes.shape == (CLASSES, Q, D)
     assert not torch.allclose(found.vectors[0].abs(), found.vectors[1].abs(), atol=0.1)
 
 
 def test_the_order_of_the_images_does_not_matter():
     order = torch.randperm(len(X), generator=seeded(1))
-    found = d.principal(X[order], Y[order], CLASSES, Q)
+    found = d.principal(X[order], Y[order], CLASSES)
     torch.testing.assert_close(found.variances, PRINCIPAL.variances, atol=1e-14, rtol=1e-10)
 
 
 def test_a_generator_needs_more_images_of_every_class_than_codes():
     own, labels = images(31)  # 11 of class 0, 10 of the others
-    assert d.principal(own, labels, CLASSES, 9).generator.shape == (CLASSES, 9, D)
+    assert d.generator(own, labels, CLASSES, 9).shape == (CLASSES, 9, D)
     for q, k, count in ((10, 1, 10), (11, 0, 11)):
         with pytest.raises(
             ValueError, match=rf"^Q = {q}: class {k} has {count} training images; allowed is less than "
         ):
-            d.principal(own, labels, CLASSES, q)
+            d.generator(own, labels, CLASSES, q)
 
 
 def test_a_class_without_images_is_refused_too():
     with pytest.raises(ValueError, match=r"^Q = 1: class 3 has 0 training images"):
-        d.principal(X, Y, CLASSES + 1, 1)
+        d.generator(X, Y, CLASSES + 1, 1)
+    with pytest.raises(ValueError, match="at least one row"):
+        d.principal(X, Y, CLASSES + 1)
 
 
 @pytest.mark.parametrize("count", [1, 5, D])
@@ -139,7 +141,7 @@ def test_energies_are_the_plain_loop_whatever_the_size_and_sum_to_one(seed, scal
 
 def test_energies_do_not_depend_on_the_signs_of_eigenvectors_or_of_the_perturbation():
     signs = torch.randn(CLASSES, D, 1, generator=seeded(3)).sign().double()
-    turned = Directions(PRINCIPAL.variances, PRINCIPAL.vectors * signs, PRINCIPAL.generator)
+    turned = Directions(PRINCIPAL.variances, PRINCIPAL.vectors * signs)
     found = energies(noise(), y, PRINCIPAL)
     torch.testing.assert_close(energies(noise(), y, turned), found)
     torch.testing.assert_close(energies(-noise(), y, PRINCIPAL), found)
@@ -196,37 +198,37 @@ def test_the_attacked_variance_is_the_weighted_mean_of_the_variances():
 def test_a_decoder_adds_the_vectors_of_the_images_class_and_clips(seed, size):
     zeta = size * torch.randn(B, Q, generator=seeded(seed), dtype=torch.float64)
     labels = torch.randint(CLASSES, (B,), generator=seeded(seed + 1))
-    found = d.along(PRINCIPAL.generator)(zeta, x, labels)
+    found = d.along(CODES)(zeta, x, labels)
     for b, k in enumerate(labels.tolist()):
         moved = x[b].flatten().clone()
         for i in range(Q):
-            moved += zeta[b, i] * PRINCIPAL.generator[k, i]
+            moved += zeta[b, i] * CODES[k, i]
         torch.testing.assert_close(found[b].flatten(), moved.clamp(0, 1), atol=1e-12, rtol=0)
 
 
 def test_nothing_moves_without_a_move_and_the_residual_stays():
     zeros = torch.zeros(B, Q, dtype=torch.float64)
-    assert torch.equal(d.along(PRINCIPAL.generator)(zeros, x, y), x)
+    assert torch.equal(d.along(CODES)(zeros, x, y), x)
 
 
 def test_a_decoder_gives_gradients_to_the_codes():
     zeta = torch.zeros(B, Q, dtype=torch.float64, requires_grad=True)
     w = noise(3)
-    (found,) = torch.autograd.grad((d.along(PRINCIPAL.generator)(zeta, x, y) * w).sum(), zeta)
-    expected = torch.einsum("bqd,bd->bq", PRINCIPAL.generator[y], w.flatten(1))
+    (found,) = torch.autograd.grad((d.along(CODES)(zeta, x, y) * w).sum(), zeta)
+    expected = torch.einsum("bqd,bd->bq", CODES[y], w.flatten(1))
     torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize(("threat", "norm"), [("linf", LINF), ("l2", L2), ("l1", L1)])
 def test_threats_of_norms_move_pixels(threat, norm):
-    where = d.space(threat, x, y, 0.25, PRINCIPAL)
+    where = d.space(threat, x, y, 0.25, CODES)
     assert isinstance(where, Pixels)
     assert (where.eps, where.norm) == (0.25, norm)
     assert torch.equal(where.x, x)
 
 
 def test_the_generative_threat_moves_codes_and_its_budget_is_theirs():
-    where = d.space("generative", x, y, 0.25, PRINCIPAL)
+    where = d.space("generative", x, y, 0.25, CODES)
     assert isinstance(where, Latent)
     assert (where.eta, where.norm) == (0.25, L2)
     assert torch.equal(where.image(torch.zeros_like(where.z)), x)
@@ -237,7 +239,7 @@ def test_the_generative_threat_moves_codes_and_its_budget_is_theirs():
 
 def test_rows_of_a_space_are_moved_along_their_own_class():
     rows = torch.tensor([4, 1, 1])
-    where, zeta = d.moved_along(PRINCIPAL.generator, x, y, 1.0), torch.full((B, Q), 0.2, dtype=torch.float64)
+    where, zeta = d.moved_along(CODES, x, y, 1.0), torch.full((B, Q), 0.2, dtype=torch.float64)
     torch.testing.assert_close(where[rows].image(zeta[rows]), where.image(zeta)[rows])
 
 
@@ -261,14 +263,14 @@ def zeroes(count=B):
 
 
 def attacked(threat, eps, networks_, inner, labels, steps=20, seed=0, **options):
-    where, fleet = d.space(threat, inner, labels, eps, PRINCIPAL), Stack(networks_).eval()
+    where, fleet = d.space(threat, inner, labels, eps, CODES), Stack(networks_).eval()
     return ascend(fleet, where, labels, threat, eps, steps=steps, seed=seed, draft=None, **options)
 
 
 def best_loss(threat, eps, w):
     """How much a logit w x can fall within a budget: eps times the dual norm."""
     if threat == "generative":
-        return eps * (PRINCIPAL.generator[0] @ w).norm()
+        return eps * (CODES[0] @ w).norm()
     return eps * torch.linalg.vector_norm(w, {"linf": 1, "l2": 2, "l1": math.inf}[threat])
 
 
@@ -293,7 +295,7 @@ def test_the_best_generative_perturbation_goes_along_the_generators_image_of_the
     inner, labels = zeroes()
     f = linear_network()
     found = attacked("generative", 0.2, [f], inner, labels, stop="never")
-    codes, w = PRINCIPAL.generator[0], f[1].weight[0].detach()
+    codes, w = CODES[0], f[1].weight[0].detach()
     expected, straight = -codes.T @ (codes @ w), -codes.T @ codes @ codes.T @ (codes @ w)
     delta = (found.x[0, 0] - inner).flatten(1)
     close, less, least = (torch.cosine_similarity(delta, one, dim=1) for one in (expected, straight, -w.expand(B, -1)))
@@ -342,8 +344,8 @@ def test_a_generative_attack_stays_within_its_codes_and_their_span():
     assert ((found.x > 0) & (found.x < 1)).all(), "nothing is clipped"
     sizes = []
     for row, k in zip((found.x[0, 0] - inner).flatten(1), labels.tolist(), strict=True):
-        zeta = torch.linalg.lstsq(PRINCIPAL.generator[k].T, row[:, None]).solution[:, 0]
-        torch.testing.assert_close(zeta @ PRINCIPAL.generator[k], row, atol=1e-8, rtol=0)
+        zeta = torch.linalg.lstsq(CODES[k].T, row[:, None]).solution[:, 0]
+        torch.testing.assert_close(zeta @ CODES[k], row, atol=1e-8, rtol=0)
         sizes.append(zeta.norm().item())
     assert sizes == pytest.approx([0.5] * 12, rel=1e-5), "all of the budget is used"
 
@@ -396,15 +398,13 @@ def tiny():
 
 
 @pytest.fixture(scope="module")
-def own_directions():
+def own_codes():
     return planted(3)
 
 
 def planted(q):
-    """A generator of random vectors: what training needs of directions."""
-    return Directions(
-        torch.ones(10, 784), torch.zeros(10, 784, 784), 0.05 * torch.randn(10, q, 784, generator=seeded())
-    )
+    """A generator of random vectors."""
+    return 0.05 * torch.randn(10, q, 784, generator=seeded())
 
 
 @pytest.fixture(autouse=True)
@@ -439,7 +439,7 @@ def directly(setting, found, names):
         adversary = Ascent(steps=2, lr=1.25 * eps, along="signs" if name == "linf" else "gradient")
         if name == "generative":
             free = torch.full((3,), math.inf)
-            zeros, decode = torch.zeros(len(x), 3), d.along(found.generator)
+            zeros, decode = torch.zeros(len(x), 3), d.along(found)
             options = {"norm": L2, "share": share}
             parts.append(training.latent(zeros, decode, (x, setting.y), (-free, free), eps, adversary, **options))
         else:
@@ -456,30 +456,30 @@ def same(one, other):
     return all(torch.equal(value, b.state_dict()[name]) for a, b in pairs for name, value in a.state_dict().items())
 
 
-def test_every_training_is_what_it_should_be_bit_for_bit_and_none_is_another(tiny, own_directions, home):
-    found = {names: trained(tiny, own_directions, names) for names in TRAININGS}
+def test_every_training_is_what_it_should_be_bit_for_bit_and_none_is_another(tiny, own_codes, home):
+    found = {names: trained(tiny, own_codes, names) for names in TRAININGS}
     for names, members in found.items():
-        assert same(members, directly(tiny, own_directions, names)), names
+        assert same(members, directly(tiny, own_codes, names)), names
     assert not any(same(one, other) for one, other in combinations(found.values(), 2))
 
 
-def test_normal_training_is_that_of_the_other_chapters(tiny, own_directions, home, monkeypatch):
+def test_normal_training_is_that_of_the_other_chapters(tiny, own_codes, home, monkeypatch):
     """The same networks, and read where these kept them."""
     found = recipes.classifiers(tiny, DATA, schedule=Schedule(epochs=1), seeds=2)
     monkeypatch.setattr(training, "train", None)
-    assert same(trained(tiny, own_directions, ()), found)
+    assert same(trained(tiny, own_codes, ()), found)
 
 
-def test_what_was_trained_is_read_and_not_trained_again(tiny, own_directions, home, monkeypatch):
-    found = trained(tiny, own_directions, ("generative",), seeds=1)
+def test_what_was_trained_is_read_and_not_trained_again(tiny, own_codes, home, monkeypatch):
+    found = trained(tiny, own_codes, ("generative",), seeds=1)
     monkeypatch.setattr(training, "train", None)
-    assert same(trained(tiny, own_directions, ("generative",), seeds=1), found)
+    assert same(trained(tiny, own_codes, ("generative",), seeds=1), found)
     with pytest.raises(TypeError):
-        trained(tiny, own_directions, ("generative",), seeds=1, steps=3)
+        trained(tiny, own_codes, ("generative",), seeds=1, steps=3)
 
 
 @pytest.mark.parametrize("names", [("linf",), ("l2", "generative"), ("linf", "l2", "l1", "generative")], ids="+".join)
-def test_every_batch_is_divided_among_the_threats_and_no_image_is_clean(tiny, own_directions, names, home, monkeypatch):
+def test_every_batch_is_divided_among_the_threats_and_no_image_is_clean(tiny, own_codes, names, home, monkeypatch):
     seen = []
 
     def spy(fleet, x, y, schedule, parts, **options):
@@ -487,7 +487,7 @@ def test_every_batch_is_divided_among_the_threats_and_no_image_is_clean(tiny, ow
         return fleet.eval()
 
     monkeypatch.setattr(training, "train", spy)
-    trained(tiny, own_directions, names)
+    trained(tiny, own_codes, names)
     (parts,) = seen
     assert [part.share for part in parts] == [1 / len(names)] * len(names)
     assert sum(part.share for part in parts) == pytest.approx(1)
@@ -495,9 +495,9 @@ def test_every_batch_is_divided_among_the_threats_and_no_image_is_clean(tiny, ow
 
 
 @pytest.mark.parametrize("threat", THREATS)
-def test_what_training_sees_lies_in_the_threats_ball_and_is_attacked(threat, tiny, own_directions):
+def test_what_training_sees_lies_in_the_threats_ball_and_is_attacked(threat, tiny, own_codes):
     eps = BUDGETS[threat]
-    part = d.perturbed(threat, tiny, eps, own_directions, steps=5, share=0.25)
+    part = d.perturbed(threat, tiny, eps, own_codes, steps=5, share=0.25)
     assert isinstance(part, Perturbed)
     assert part.share == 0.25
     fleet = Stack([networks.build("cnn", 10, generator=seeded(3))]).eval()
@@ -513,7 +513,7 @@ def test_what_training_sees_lies_in_the_threats_ball_and_is_attacked(threat, tin
         return nn.functional.cross_entropy(fleet.by_rows(space.image(u)), labels, reduction="none")
 
     assert (loss(u) > loss(start)).all()
-    expected = d.space(threat, tiny.x[rows], labels, eps, own_directions)
+    expected = d.space(threat, tiny.x[rows], labels, eps, own_codes)
     torch.testing.assert_close(space.image(u), expected.image(u))
     assert part.around.shape[1:] == ((3,) if threat == "generative" else tiny.x.shape[1:])
 
@@ -524,7 +524,7 @@ def test_perturbing_images_asks_nothing_of_the_host(threat, precision, monkeypat
     monkeypatch.setattr(d, "bfloat16_is_fast", lambda device: precision == "bfloat16")
     images_ = torch.rand(6, 1, 28, 28, device="meta")
     labels = torch.zeros(6, dtype=torch.long, device="meta")
-    found = Directions(*(torch.rand(*shape, device="meta") for shape in ((10, 784), (10, 784, 784), (10, 3, 784))))
+    found = torch.rand(10, 3, 784, device="meta")
     setting = SimpleNamespace(x=images_, y=labels)
     part = d.perturbed(threat, setting, 0.5, found, steps=1, share=1.0)
     assert part.adversary.precision == precision
@@ -579,24 +579,24 @@ def test_a_networks_place_changes_with_all_that_changes_its_result_and_with_noth
     assert len(set(every)) == len(every)
 
 
-def test_no_two_trainings_share_a_place(tiny, own_directions, keys):
+def test_no_two_trainings_share_a_place(tiny, own_codes, keys):
     names = [(), *((one,) for one in THREATS), *combinations(THREATS, 2)]
-    every = [key for own in names for key in keys(tiny, own_directions, own)]
+    every = [key for own in names for key in keys(tiny, own_codes, own)]
     assert len(set(every)) == 2 * len(names)
 
 
 @pytest.mark.parametrize("names", TRAININGS[1:], ids="+".join)
-def test_networks_of_an_attack_in_half_precision_have_another_place(names, tiny, own_directions, keys, monkeypatch):
-    base = keys(tiny, own_directions, names)
+def test_networks_of_an_attack_in_half_precision_have_another_place(names, tiny, own_codes, keys, monkeypatch):
+    base = keys(tiny, own_codes, names)
     monkeypatch.setattr(d, "bfloat16_is_fast", lambda device: True)
-    assert not set(keys(tiny, own_directions, names)) & set(base)
+    assert not set(keys(tiny, own_codes, names)) & set(base)
 
 
-def test_a_seed_starts_from_the_same_weights_in_every_training(tiny, own_directions, home):
-    first = trained(tiny, own_directions, (), epochs=0)
+def test_a_seed_starts_from_the_same_weights_in_every_training(tiny, own_codes, home):
+    first = trained(tiny, own_codes, (), epochs=0)
     assert not torch.equal(first[0][0].weight, first[1][0].weight)
     for names in TRAININGS[1:]:
-        assert same(trained(tiny, own_directions, names, epochs=0), first)
+        assert same(trained(tiny, own_codes, names, epochs=0), first)
 
 
 @pytest.mark.parametrize(

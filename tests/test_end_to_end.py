@@ -66,7 +66,7 @@ def test_the_site_works_from_disk_without_a_network(html):
 @pytest.mark.node
 def test_js_and_torch_agree_on_all_published_weights(built):
     states = [state for path in (built.root / "book/chapters").glob("*.ipynb") for state in published_states(path)]
-    assert len(states) == 4
+    assert len(states) == 5
     for state in states:
         found = parity(state)
         print(f"{sorted(state)[:3]}: {found}")

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -375,18 +376,24 @@ def test_images_are_computed_from_their_parameters(monkeypatch):
 
     monkeypatch.setattr(hardening.Hardening, "rows", spy)
     monkeypatch.setattr(gaussian_mixture.directions, "principal", lambda *given_: given_)
+    monkeypatch.setattr(gaussian_mixture.directions, "generator", lambda *given_: given_)
     shape = {
         "NETWORK": "mlp", "EPOCHS": 3, "SEEDS": 2, "TRAIN_STEPS": 4, "STEPS": 6, "TARGET": 0.6, "SUCCESS": 0.4,
         "EIGEN": 7,
     }  # fmt: skip
-    p = GaussianMixture.of({"DATASET": "fonts", "N": 200, "Q": 3, "IMAGES": 25, "TEST_IMAGES": 500, **shape})
+    p = GaussianMixture.of(
+        {"DATASET": "fonts", "N": 200, "Q": 3, "IMAGES": 25, "TEST_IMAGES": 500, "POPULATION": 300, **shape}
+    )
     assert p.compute().rows == [{"what": "robust"}]
     for name, value in shape.items():
         assert seen[name.lower()] == value
     assert seen["data"] == ("fonts", "first", 200)
     setting = seen["setting"]
     assert (len(setting.x), len(setting.x_test), len(setting.x_held_out)) == (200, 25, 500)
-    assert seen["directions"] == (setting.x, setting.y, 10, 3), "the directions are those of the training images"
+    assert seen["generator"] == (setting.x, setting.y, 10, 3), "the generator is that of the training images"
+    x, y, classes = seen["directions"]
+    assert (len(x), len(y), classes) == (300, 300, 10)
+    assert torch.equal(x[:200], setting.x), "the directions are those of more of them"
 
 
 @pytest.mark.slow

@@ -139,7 +139,8 @@ def linear(seed, budgets):
 
 def toy(**change):
     options = {
-        "setting": TOY, "directions": principal(TOY.x, TOY.y, CLASSES, 3), "data": ("fonts", "first", 90),
+        "setting": TOY, "directions": principal(TOY.x, TOY.y, CLASSES),
+        "generator": d.generator(TOY.x, TOY.y, CLASSES, 3), "data": ("fonts", "first", 90),
         "network": "mlp", "epochs": 1, "seeds": SEEDS, "train_steps": 1, "steps": 4, "target": 0.7, "success": 0.5,
         "eigen": 4,
     }  # fmt: skip
@@ -381,7 +382,7 @@ def test_what_is_trained_is_what_the_point_says(monkeypatch):
     p = toy(epochs=7, train_steps=9, seeds=4, network="cnn")
     p.networks({"l2": 0.5})
     setting, data, budgets, found = seen.pop("given")
-    assert (setting, data, budgets, found) == (p.setting, p.data, {"l2": 0.5}, p.directions)
+    assert (setting, data, budgets, found) == (p.setting, p.data, {"l2": 0.5}, p.generator)
     assert (seen["schedule"].epochs, seen["steps"], seen["seeds"], seen["network"]) == (7, 9, 4, "cnn")
     p.networks({}, seeds=1)
     assert seen["seeds"] == 1
@@ -397,8 +398,16 @@ def test_a_small_real_run_has_every_row_and_trains_nothing_twice(home, monkeypat
     made = networks.cnn
     monkeypatch.setitem(networks._NETWORKS, "cnn", lambda classes, **options: made(classes, (4, 4), **options))
     setting = load("fonts", 200, "first", 25, torch.device("cpu"), held_out=500)
-    found = principal(setting.x, setting.y, 10, 5)
-    p = toy(setting=setting, directions=found, data=("fonts", "first", 200), network="cnn", seeds=1, steps=2)
+    found, codes = principal(setting.x, setting.y, 10), d.generator(setting.x, setting.y, 10, 5)
+    p = toy(
+        setting=setting,
+        directions=found,
+        generator=codes,
+        data=("fonts", "first", 200),
+        network="cnn",
+        seeds=1,
+        steps=2,
+    )
     rows = p.rows()
     table = pd.DataFrame(rows)
     counts = table.groupby("what").size().to_dict()

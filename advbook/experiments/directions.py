@@ -37,33 +37,41 @@ FIRST: dict[Threat, float] = {"linf": 0.1, "l2": 1.0, "l1": 6.0, "generative": 2
 class Directions:
     """Class-wise principal directions of images as vectors of D values.
 
-    variances: [K, D], descending; vectors: [K, D, D], row i is v_i; generator: [K, q, D], row i is b_i v_i, the
-    probabilistic PCA of each class: x = mean + sum_i z_i b_i v_i + noise.
+    variances: [K, D], descending; vectors: [K, D, D], row i is v_i.
     """
 
     variances: Tensor
     vectors: Tensor
-    generator: Tensor
 
     def eigenspace(self, count: int, *, last: bool = False) -> Tensor:
         """The `count` directions of largest variance, or of smallest, of every class: [K, count, D]."""
         return self.vectors[:, -count:] if last else self.vectors[:, :count]
 
 
-def principal(x: Tensor, y: Tensor, classes: int, q: int) -> Directions:
+def principal(x: Tensor, y: Tensor, classes: int) -> Directions:
     """Principal directions of every class of images x: [N, C, H, W], y: [N].
 
-    Raises ValueError if a class has fewer than q + 1 images.
+    With fewer images than pixels in a class the last variances are 0, and their directions are arbitrary. Raises
+    ValueError if a class has no image.
+    """
+    parts = [fit(x[y == k].flatten(1)) for k in range(classes)]
+    return Directions(
+        torch.stack([part.variances for part in parts]).to(x), torch.stack([part.directions.T for part in parts]).to(x)
+    )
+
+
+def generator(x: Tensor, y: Tensor, classes: int, q: int) -> Tensor:
+    """The generator of every class, fitted to images x: probabilistic PCA with q codes, [K, q, D]; row i is b_i v_i.
+
+    x: [N, C, H, W]; y: [N]. Raises ValueError if a class has fewer than q + 1 images.
     """
     parts = []
     for k in range(classes):
         own = x[y == k].flatten(1)
         if len(own) <= q:
             raise ValueError(f"Q = {q}: class {k} has {len(own)} training images; allowed is less than that.")
-        gaussian = fit(own)
-        parts.append((gaussian.variances, gaussian.directions.T, ppca(gaussian, q).weights.T))
-    variances, vectors, generator = (torch.stack(part).to(x) for part in zip(*parts, strict=True))
-    return Directions(variances, vectors, generator)
+        parts.append(ppca(fit(own), q).weights.T)
+    return torch.stack(parts).to(x)
 
 
 def energies(delta: Tensor, y: Tensor, directions: Directions) -> Tensor:
@@ -106,10 +114,13 @@ def along(weights: Tensor) -> Decoder:
     return decode
 
 
-def space(threat: Threat, x: Tensor, y: Tensor, eps: float, directions: Directions) -> Space:
-    """What a threat may do to images x of classes y within the budget eps (for the generative one, of zeta in L2)."""
+def space(threat: Threat, x: Tensor, y: Tensor, eps: float, weights: Tensor) -> Space:
+    """What a threat may do to images x of classes y within the budget eps; for the generative one, of zeta in L2.
+
+    weights: of the generator, [K, q, D].
+    """
     if threat == "generative":
-        return moved_along(directions.generator, x, y, eps)
+        return moved_along(weights, x, y, eps)
     return Pixels(x, eps, NORMS[threat])
 
 
@@ -135,14 +146,12 @@ def ascend(
     )  # fmt: skip
 
 
-def perturbed(
-    threat: Threat, setting: Setting, eps: float, directions: Directions, *, steps: int, share: float
-) -> Perturbed:
+def perturbed(threat: Threat, setting: Setting, eps: float, weights: Tensor, *, steps: int, share: float) -> Perturbed:
     """What adversarial training against a threat puts in the place of a share of every batch."""
     adversary, x, y = _adversary(threat, eps, steps, _precision(setting)), setting.x, setting.y
     if threat != "generative":
         return training.uniform_norm(x, eps, adversary, norm=NORMS[threat], share=share)
-    whole = moved_along(directions.generator, x, y, eps)
+    whole = moved_along(weights, x, y, eps)
     box = (whole.low, whole.high)
     return training.latent(whole.z, whole.decode, whole.context, box, eps, adversary, norm=L2, share=share)
 
@@ -162,7 +171,7 @@ def hardened(
     setting: Setting,
     data: tuple[str, str, int],
     budgets: Mapping[Threat, float],
-    directions: Directions,
+    weights: Tensor,
     *,
     network: Network,
     schedule: Schedule,
@@ -171,20 +180,20 @@ def hardened(
 ) -> list[nn.Sequential]:
     """The networks of seeds 0, 1, ... trained against some threats, batch norm folded; from the store where they are.
 
-    budgets: of each threat; every batch is divided among them. None: normal training. A seed's networks of all
-    trainings start from the same weights. Source: Madry et al., 2018; for several threats Tramer and Boneh, 2019 (the
-    average over threats).
+    budgets: of each threat; every batch is divided among them. None: normal training. weights: of the generator, [K, q,
+    D], which data and q decide. A seed's networks of all trainings start from the same weights. Source: Madry et al.,
+    2018; for several threats Tramer and Boneh, 2019 (the average over threats).
     """
 
     def train(fleet: Stack, generators: list[torch.Generator], label: str) -> Stack:
         parts = [
-            perturbed(threat, setting, eps, directions, steps=steps, share=1 / len(budgets))
+            perturbed(threat, setting, eps, weights, steps=steps, share=1 / len(budgets))
             for threat, eps in budgets.items()
         ]
         return training.train(fleet, setting.x, setting.y, schedule, parts, generators=generators, label=label)
 
     name = "+".join(budgets) or "normal"
-    q = {"q": directions.generator.shape[1]} if "generative" in budgets else {}
+    q = {"q": weights.shape[1]} if "generative" in budgets else {}
     counts = {"budgets": dict(budgets), "steps": steps, "precision": _precision(setting), **q} if budgets else {}
     return trained(
         setting, data, name, network=network, schedule=schedule, seeds=seeds, counts=counts, train=train,

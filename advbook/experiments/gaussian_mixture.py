@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from advbook import datasets, metrics
 from advbook.experiments import Parameters, Result, directions, mixture
 from advbook.experiments.hardening import PAIRS, Hardening
-from advbook.experiments.setting import FONTS, load, room, train_size
+from advbook.experiments.setting import FONTS, load, room, train_size, training_images
 from advbook.ledger import Verdict
 
 # The verdicts' thresholds, fixed before any run.
@@ -42,6 +42,9 @@ class GaussianMixture(Parameters):
     mixtures: int = Field(10, ge=2, le=1_000, description="mixture: random ones, for intervals")
     seeds: int = Field(3, ge=1, le=100, description="images: networks a training, for intervals")
     target: float = Field(0.7, gt=0.2, lt=1, description="images: own-trained robust accuracy that budgets are set to")
+    population: int = Field(
+        20_000, ge=100, description="images: training images that the principal directions are taken from"
+    )
     network: Literal["cnn", "mlp"] = Field("cnn", description="images: architecture")
     epochs: int = Field(8, ge=1, le=1000, description="images: epochs of training")
     train_steps: int = Field(7, ge=1, le=1000, description="images: steps of the attack inside training")
@@ -68,8 +71,12 @@ class GaussianMixture(Parameters):
                 )
             return self
         most = train_size(self.dataset)
-        if self.n > most:
-            raise ValueError(f"Parameter N = {self.n} is not allowed: {self.dataset} has {most:,} training images.")
+        for name in ("n", "population"):
+            if getattr(self, name) > most:
+                raise ValueError(
+                    f"Parameter {name.upper()} = {getattr(self, name)} is not allowed: {self.dataset} has {most:,} "
+                    "training images."
+                )
         wanted, there = self.images + self.test_images, room(self.dataset, self.n)
         if wanted > there:
             raise ValueError(
@@ -162,12 +169,15 @@ class GaussianMixture(Parameters):
         if self.dataset == "mixture":
             rows = mixture.rows(self.spectrum, self.q, n=self.n, penalty=self.penalty, seeds=self.mixtures)
             return Result(rows, {})
-        data = (self.dataset, "first", self.n)
-        setting = load(self.dataset, self.n, "first", self.images, self.torch_device(), held_out=self.test_images)
+        device = self.torch_device()
+        setting = load(self.dataset, self.n, "first", self.images, device, held_out=self.test_images)
+        classes = len(setting.classes)
+        known = directions.principal(*training_images(self.dataset, self.population, device), classes)
         hardening = Hardening(
             setting=setting,
-            directions=directions.principal(setting.x, setting.y, len(setting.classes), self.q),
-            data=data,
+            directions=known,
+            generator=directions.generator(setting.x, setting.y, classes, self.q),
+            data=(self.dataset, "first", self.n),
             network=self.network,
             epochs=self.epochs,
             seeds=self.seeds,

@@ -78,10 +78,14 @@ def search(rate: Callable[[float], float], goal: float, first: float, *, rounds:
 
 @dataclass(frozen=True)
 class Hardening:
-    """What the measurements of a point share."""
+    """What the measurements of a point share.
+
+    directions: where perturbations are measured; generator: of the generative threat, [K, q, D].
+    """
 
     setting: Setting
     directions: Directions
+    generator: Tensor
     data: tuple[str, str, int]
     network: Network
     epochs: int
@@ -95,13 +99,13 @@ class Hardening:
     def networks(self, budgets: dict[Threat, float], seeds: int | None = None) -> list[nn.Sequential]:
         """The networks trained against some threats."""
         return d.hardened(
-            self.setting, self.data, budgets, self.directions, network=self.network,
+            self.setting, self.data, budgets, self.generator, network=self.network,
             schedule=Schedule(epochs=self.epochs), steps=self.train_steps, seeds=seeds or self.seeds,
         )  # fmt: skip
 
     def attacked(self, members: Sequence[nn.Module], threat: Threat, eps: float, given: Given) -> Attack:
         """A threat's attack on all networks."""
-        where = d.space(threat, given.x, given.y, eps, self.directions)
+        where = d.space(threat, given.x, given.y, eps, self.generator)
         return self.ascended(members, where, threat, eps, given)
 
     def ascended(self, members: Sequence[nn.Module], where: Space, threat: Threat, eps: float, given: Given) -> Attack:

@@ -96,6 +96,15 @@ def load(
     return (_fonts if dataset in FONTS else _real)(dataset, n, subset, images, held_out, device)
 
 
+def training_images(dataset: Dataset, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The first n training images and their classes: [n, C, H, W], [n]."""
+    if dataset in FONTS:
+        rows = fonts.rows("train", n, difficulty=FONTS[dataset], device=device)
+        return fonts.images(rows), rows.letter
+    train = datasets.load(dataset, "train", n=n, device=device)
+    return train.x, train.y
+
+
 def _fonts(dataset: Dataset, n: int, subset: Subset, images: int, count: int, device: torch.device) -> Setting:
     difficulty = FONTS[dataset]
     draw = fonts.random_rows if subset == "random" else fonts.rows
