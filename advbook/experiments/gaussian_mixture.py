@@ -226,11 +226,11 @@ def relative_conflict(robust: Draws) -> np.ndarray:
 
     A mean drop of the norms below .001 counts as .001: the ratio then means nothing, and its verdict is void.
     """
-    mixed, norms = _mean_drops(robust)
+    mixed, norms = mean_drops(robust)
     return np.asarray(mixed / np.maximum(norms, 0.001))
 
 
-def _mean_drops(robust: Draws) -> tuple[np.ndarray, np.ndarray]:
+def mean_drops(robust: Draws) -> tuple[np.ndarray, np.ndarray]:
     """Of the pairs with the generative threat, and of the pairs of norms: [1 + R] each."""
     found = conflicts(robust)
     mixed = [one for pair, one in found.items() if "generative" in pair]
@@ -240,7 +240,7 @@ def _mean_drops(robust: Draws) -> tuple[np.ndarray, np.ndarray]:
 
 def _harmless(robust: Draws) -> str:
     """Why no conflict can be less than that of two norms, if there is no clear one."""
-    value, low, high = metrics.percentiles(100 * _mean_drops(robust)[1])
+    value, low, high = metrics.percentiles(100 * mean_drops(robust)[1])
     if low > 0:
         return ""
     return f"two norms do not clearly conflict: their mean drop is {value:.1f} points ({low:.1f} to {high:.1f})"
