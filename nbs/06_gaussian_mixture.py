@@ -704,10 +704,10 @@ display(pages.table(pd.DataFrame(lines), columns) if lines else NONE)
 # %% [markdown]
 # **How to read it.** The last two columns say what the first two can be. Where a training takes away from the other kind,
 # the two pull apart, as in the mixture, and a classifier for both must give up something. Where it brings something,
-# the threats overlap: the network then learns for both at once, and there is little left to conflict about. The
-# mixture keeps them apart by construction, since its adversaries share no directions but the first. On images they
-# share more: the figures above show how far regular attacks reach into the first directions, and how often an attack
-# succeeds that is kept to them.
+# the threats overlap: the network then learns for both at once, and there is little left to conflict about. In the
+# mixture the regular attack spends next to nothing in the generator's directions. The figures above show how far that
+# is so on images: how much energy regular attacks have in the first directions, and how often an attack succeeds that
+# is kept to them.
 
 # %% [markdown]
 # ## Verdicts
