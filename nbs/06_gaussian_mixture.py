@@ -481,6 +481,18 @@ for threat, matrix, eps in ((linear.L2, eye, 0.3), (linear.generative(W), W, 0.3
     right = (u + mu - eps * threat.worst(w)) @ w > 0  # every sample moved by the worst delta
     assert standard_errors(right.double()[:, None], linear.robust_accuracy(w, mu, sigma, [(threat, eps)])) < 4
 
+# %% [markdown]
+# The mixture and the plain linear classifier are one: by Bayes' rule the fitted Gaussians have the accuracy that the
+# formula gives for $w = \Sigma^{-1} \mu$ and no attack.
+
+# %%
+world = model.Mixture(torch.tensor([0.5, 0.5]).double(), tuple(model.of_covariance(y * mu, sigma) for y in (-1, 1)))
+x, y = world.sample(10_000, random)
+learned = model.fit_mixture(x, y, 2)
+formula = linear.robust_accuracy(torch.linalg.solve(sigma, mu), mu, sigma, [])
+assert standard_errors((world.classify(x) == y).double()[:, None], formula[None]) < 4
+assert learned.nll(x, y).mean() < world.nll(x, y).mean()  # maximum likelihood: on its samples it beats the truth
+
 # %% tags=["remove-input"] mystnb={"figure": {"caption": "What adversarial training of the covariance brings a linear classifier: robust accuracy, less that without an adversary, over the price L; a low price is a strong adversary. Each panel is one threat, at the budget where the best classifier against it keeps the calibrated accuracy. 95 % intervals over random mixtures.", "name": "fig-cost"}, "image": {"alt": "Two panels, regular and generative threat, with the gain in robust accuracy over the price. In each, training against the same threat lies above zero, training against the other one below it and falls as the price falls."}}
 if theory is None:
     display(NONE)

@@ -151,7 +151,7 @@ def test_a_second_weaker_threat_of_the_same_kind_changes_nothing():
     assert torch.allclose(alone, both, rtol=1e-6)
 
 
-# --- budgets and conflicts ------------------------------------------------------------------------------------
+# --- budgets ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("accuracy", [0.6, 0.9, 0.99])
@@ -169,37 +169,25 @@ def test_in_a_round_gaussian_the_l2_budget_is_known():
     assert eps == pytest.approx(5 - 2 * norm.ppf(0.9))
 
 
-def test_conflicts_are_what_their_name_says():
-    mu, covariance, weights = instance()
-    threats = threats_of(weights)
-    drops = linear.conflict(mu, covariance, threats, 0.9)
-    assert torch.equal(drops, drops.T)
-    assert (drops.diagonal() == 0).all()
-    assert (drops >= -1e-8).all()
-    budgets = [(threat, linear.calibrated(mu, covariance, threat, 0.9)) for threat in threats]
-    w, _ = linear.hardest(mu, covariance, [budgets[0], budgets[3]])
-    joint = [float(linear.robust_accuracy(w, mu, covariance, [budgets[i]])) for i in (0, 3)]
-    assert float(drops[0, 3]) == pytest.approx(0.9 - sum(joint) / 2, abs=1e-7)
-    assert drops[0, 3] > 0.001
-    assert float(linear.conflict(mu, covariance, [L2, L2], 0.9)[0, 1]) == pytest.approx(0, abs=1e-7)
-
-
 def test_two_threats_that_each_carry_half_of_the_mean_cost_what_geometry_says():
     mu, covariance = torch.tensor([1.0, 1.0]).double(), torch.eye(2).double()
     first, second = (generative(covariance[:, i : i + 1]) for i in range(2))
-    drops = linear.conflict(mu, covariance, [first, second], float(norm.cdf(1.2)))
-    eps = 1 - (1.2**2 - 1) ** 0.5  # the point (eps, 0) is at distance 1.2
-    assert float(drops[0, 1]) == pytest.approx(norm.cdf(1.2) - norm.cdf((2 - eps) / 2**0.5), abs=1e-8)
+    eps = linear.calibrated(mu, covariance, first, float(norm.cdf(1.2)))
+    assert eps == pytest.approx(1 - (1.2**2 - 1) ** 0.5)  # the point (eps, 0) is at distance 1.2
+    both = [(first, eps), (second, eps)]
+    w, _ = linear.hardest(mu, covariance, both)
+    assert float(linear.robust_accuracy(w, mu, covariance, both)) == pytest.approx(
+        norm.cdf((2 - eps) / 2**0.5), abs=1e-8
+    )
 
 
-def test_threats_whose_union_reaches_the_mean_cost_all_above_chance():
+def test_threats_whose_union_reaches_the_mean_leave_nothing_above_chance():
     # Two long ellipses, a little to the left and to the right of the mean: their hull holds it, neither alone does.
     angle = torch.tensor(math.radians(65)).double()
     axis = torch.stack([angle.cos(), angle.sin()])
     weights = torch.stack([3 * axis, 0.3 * torch.stack([-axis[1], axis[0]])], 1)
     mu, covariance = torch.tensor([1.0, 1.0]).double(), torch.eye(2).double()
     left, right = generative(weights), generative(weights.flip(0))
-    assert float(linear.conflict(mu, covariance, [left, right], 0.6)[0, 1]) == pytest.approx(0.1, abs=1e-7)
     eps = linear.calibrated(mu, covariance, left, 0.6)
     with pytest.raises(ValueError, match=r"^threats: budgets .* leave no classifier better than chance"):
         linear.hardest(mu, covariance, [(left, eps), (right, eps)])

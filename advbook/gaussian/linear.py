@@ -142,26 +142,6 @@ def calibrated(mu: Tensor, covariance: Tensor, threat: Threat, accuracy: float) 
     raise ValueError(f"accuracy = {accuracy}: no budget of {threat.name} is enough; allowed is a larger accuracy.")
 
 
-def conflict(mu: Tensor, covariance: Tensor, threats: Sequence[Threat], accuracy: float) -> Tensor:
-    """What training against two threats at once costs: [J, J], symmetric, 0 on the diagonal.
-
-    Every budget is calibrated so that the threat's own best classifier has that robust accuracy. For a pair: the mean
-    over both threats of this accuracy less that of the classifier which is best against their union. Where the union
-    leaves none better than chance, the latter is 1/2. Raises ValueError as `calibrated` does.
-    """
-    budgets = [(threat, calibrated(mu, covariance, threat, accuracy)) for threat in threats]
-    own = [float(robust_accuracy(hardest(mu, covariance, [one])[0], mu, covariance, [one])) for one in budgets]
-    drops = torch.zeros(len(threats), len(threats), dtype=mu.dtype)
-    for i, first in enumerate(budgets):
-        for j, second in enumerate(budgets[:i]):
-            w, distance, gap = _nearest(mu, covariance, [first, second], STEPS)
-            joint = [float(robust_accuracy(w, mu, covariance, [one])) for one in (first, second)]
-            if not distance > gap:
-                joint = [0.5, 0.5]
-            drops[i, j] = drops[j, i] = (own[i] + own[j] - sum(joint)) / 2
-    return drops
-
-
 def _nearest(mu: Tensor, covariance: Tensor, threats: Threats, steps: int) -> tuple[Tensor, float, float]:
     """w = Sigma^-1 (mu - delta) for the nearest delta, its distance from mu, and the duality gap."""
     factor, failed = torch.linalg.cholesky_ex(covariance)
