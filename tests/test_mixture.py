@@ -394,3 +394,19 @@ def test_costs_are_those_of_samples():
         zeta = -eps * (weights.T @ w) / (weights.T @ w).norm()
         rates.append((((x + weights @ zeta) @ w) > 0).double().mean().item())
     assert rows.rate["l2", "generative", 1.0] == pytest.approx(rates[0] - rates[1], abs=0.004)
+
+
+def test_threats_that_leave_no_classifier_above_chance_count_as_chance(monkeypatch):
+    right = linear.hardest
+
+    def refuse(mu, covariance, threats):
+        if len(threats) > 1:
+            raise ValueError("threats: nothing is left")
+        return right(mu, covariance, threats)
+
+    monkeypatch.setattr(linear, "hardest", refuse)
+    rows = pd.DataFrame(mixture._conflict(LAM, Q, 0))
+    robust = rows[rows.what == "robust"]
+    joint = robust.training.str.contains("+", regex=False)
+    assert set(robust[joint].rate) == {0.5}
+    assert (robust[~joint & (robust.training == robust.threat)].rate > 0.89).all()
