@@ -24,7 +24,7 @@ REFUSED = [
     ({"Q": 0}, "Parameter Q = 0 is not allowed: it should be greater than or equal to 1."),
     ({"SPECTRUM": [2.0, -1.0], "Q": 1}, "Parameter SPECTRUM = -1.0 is not allowed: it should be greater than 0."),
     ({"SPECTRUM": [2.0, 0.0], "Q": 1}, "Parameter SPECTRUM = 0.0 is not allowed: it should be greater than 0."),
-    ({"N": 199}, "Parameter N = 199 is not allowed: it should be greater than or equal to 200."),
+    ({"N": 99}, "Parameter N = 99 is not allowed: it should be greater than or equal to 100."),
     ({"PENALTY": 0.0}, "Parameter PENALTY = 0.0 is not allowed: it should be greater than or equal to 0.01."),
     (
         {"DATASET": "mnist", "N": 60_001},

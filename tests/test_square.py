@@ -167,7 +167,7 @@ class Loaded:
 
 @given(
     shape=st.tuples(st.integers(1, 3), st.integers(3, 6), st.integers(3, 6)), side=st.integers(1, 3),
-    scale=st.floats(0, 1), seed=st.integers(0, 99),
+    scale=st.just(0.0) | st.floats(1e-6, 1), seed=st.integers(0, 99),  # squares of less vanish in the plain norm below
 )  # fmt: skip
 def test_two_windows_are_changed_as_published(shape, side, scale, seed):
     """Algorithm 3 for one pair and one channel after the other, with the same random numbers."""

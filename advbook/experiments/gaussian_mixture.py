@@ -30,7 +30,7 @@ class GaussianMixture(Parameters):
     dataset: Literal["mixture", "fonts", "mnist", "fashion_mnist"] = Field(
         "mixture", description="the Gaussian mixture, or a data set"
     )
-    n: int = Field(4000, ge=200, description="samples of the mixture, or training images N")
+    n: int = Field(4000, ge=100, description="samples of the mixture, or training images N")
     q: int = Field(5, ge=1, le=200, description="latent dimension of the generator (class-wise probabilistic PCA)")
     spectrum: list[Annotated[float, Field(gt=0, le=1e6)]] = Field(
         [8.0, 5.0, 3.0, 2.0, 1.2, 0.3, 0.3, 0.3],
