@@ -6,7 +6,7 @@ LATE, of small variance: one unit of their zeta is as many pixels as one unit of
 length can be compared. Source: Tipping and Bishop, "Probabilistic principal component analysis".
 
 Writes advbook/data/fashion_mnist_principal.safetensors, whose tensors advbook.sliders.principal.shipped reads. Same
-images, libraries and machine, same bytes.
+images, libraries, machine and number of threads, same bytes; the shipped file was made with OMP_NUM_THREADS=1.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from advbook import datasets, files
 from advbook.fleet import Stack
+from advbook.gaussian.model import fit, ppca
 from advbook.networks import cnn
 from advbook.sliders.principal import SHIPPED_WIDTHS, label_of
 from advbook.training import Schedule, train
@@ -31,19 +32,6 @@ LATE = (50, 200)  # directions of small variance, counted from 1
 ROWS, EPOCHS, SEED = 20_000, 5, 0
 
 
-def eigen(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean [D], eigenvalues [D] (largest first) and eigenvectors [D, D] (one a row) of the covariance of x: [N, D].
-
-    In float64; the largest entry of every eigenvector is positive.
-    """
-    rows = x.double()
-    mean = rows.mean(0)
-    values, vectors = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
-    ordered = vectors.T.flip(0)  # [D, D], a row a direction
-    sign = ordered.gather(1, ordered.abs().argmax(1, keepdim=True)).sign()
-    return mean, values.flip(0).clamp_min(0), sign * ordered
-
-
 def principal(x: Tensor, first: int, late: Sequence[int]) -> dict[str, Tensor]:
     """Mean [H, W], directions [n, H, W], scales [n] and variances [n] of the images of one class, x: [N, 1, H, W].
 
@@ -53,15 +41,16 @@ def principal(x: Tensor, first: int, late: Sequence[int]) -> dict[str, Tensor]:
     pixels = x[0].numel()
     if any(not first < number <= pixels for number in late):
         raise ValueError(f"late = {list(late)}; allowed are directions from {first + 1} to {pixels}.")
-    mean, values, vectors = eigen(x.flatten(1))
+    gaussian = fit(x.flatten(1))
     chosen = [*range(first), *(number - 1 for number in late)]
-    b = (values[:first] - values[first:].mean()).sqrt()
-    scales = torch.cat([b, b[:1].expand(len(late))])
+    vectors = gaussian.directions.T[chosen]  # [n, D]
+    signs = vectors.gather(1, vectors.abs().argmax(1, keepdim=True)).sign()  # the largest entry becomes positive
+    b = ppca(gaussian, first).scales[:first]
     return {
-        "means": mean.view(x.shape[2:]),
-        "directions": vectors[chosen].view(-1, *x.shape[2:]),
-        "scales": scales,
-        "variances": values[chosen],
+        "means": gaussian.mean.view(x.shape[2:]),
+        "directions": (signs * vectors).view(-1, *x.shape[2:]),
+        "scales": torch.cat([b, b[:1].expand(len(late))]),
+        "variances": gaussian.variances[chosen],
     }
 
 

@@ -31,20 +31,22 @@ def images(rows: int = 400, side: int = 6, classes: int = 2, seed: int = 0) -> I
     return Images(x, y, "toy", "train", tuple(f"c{k}" for k in range(classes)), "made up")
 
 
-def test_eigenvectors_are_those_of_numpys_singular_values():
+def test_directions_are_those_of_numpys_singular_values():
     x = images().x.flatten(1)
-    mean, values, vectors = build_principal.eigen(x)
+    part = build_principal.principal(images().x, 3, tuple(range(4, 37)))  # all of them
+    vectors = part["directions"].flatten(1)
     centred = x.double().numpy() - x.double().numpy().mean(0)
     _, singular, right = np.linalg.svd(centred, full_matrices=False)
-    assert mean.numpy() == pytest.approx(x.double().mean(0).numpy())
-    assert values.numpy() == pytest.approx(singular**2 / len(x))
+    assert part["means"].flatten().numpy() == pytest.approx(x.double().mean(0).numpy())
+    assert part["variances"].numpy() == pytest.approx(singular**2 / len(x))
     assert np.abs((vectors.numpy() * right).sum(1)) == pytest.approx(1)
     assert (vectors.gather(1, vectors.abs().argmax(1, keepdim=True)) > 0).all()
 
 
 def test_scales_are_those_of_probabilistic_pca_and_late_ones_that_of_the_first():
     part = build_principal.principal(images().x, 3, (10, 36))
-    _, values, vectors = build_principal.eigen(images().x.flatten(1))
+    every = build_principal.principal(images().x, 3, tuple(range(4, 37)))
+    values, vectors = every["variances"], every["directions"].flatten(1)
     noise = values[3:].mean()
     assert part["scales"][:3].square() + noise == pytest.approx(values[:3])
     assert part["scales"][3:].tolist() == [part["scales"][0].item()] * 2
@@ -55,7 +57,7 @@ def test_scales_are_those_of_probabilistic_pca_and_late_ones_that_of_the_first()
 def test_the_model_of_the_first_directions_has_their_variances():
     """W W^T + sigma^2 I, the covariance of probabilistic PCA, has the first eigenvalues of the data."""
     part = build_principal.principal(images().x, 3, ())
-    _, values, _ = build_principal.eigen(images().x.flatten(1))
+    values = build_principal.principal(images().x, 3, tuple(range(4, 37)))["variances"]
     w = part["directions"].flatten(1).T * part["scales"]
     covariance = w @ w.T + values[3:].mean() * torch.eye(36)
     assert torch.linalg.eigvalsh(covariance).flip(0)[:3] == pytest.approx(values[:3])

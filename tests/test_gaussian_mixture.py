@@ -98,7 +98,7 @@ def test_a_larger_run_is_accepted_where_many_images_are_held_out():
 
 def test_the_mixture_and_fonts_need_no_data_and_real_images_do(monkeypatch):
     asked = []
-    monkeypatch.setattr(gaussian_mixture.datasets, "load", lambda *given_, **options: asked.append((*given_, options)))
+    monkeypatch.setattr("advbook.datasets.load", lambda *given_, **options: asked.append((*given_, options)))
     for dataset in ("mixture", "fonts"):
         GaussianMixture.of({"DATASET": dataset}).check_data()
     assert asked == []

@@ -17,7 +17,7 @@ from advbook.confidence import Answers, Counts
 from advbook.experiments import Axis, Parameters, Result
 from advbook.experiments.defences import Attacked, Defence, defended
 from advbook.experiments.judged import TPR, Attempt, Judge, block_list, counted, number, to_numpy
-from advbook.experiments.setting import COLOUR, FONTS, Dataset, Setting, Subset, load, room, train_size
+from advbook.experiments.setting import COLOUR, Dataset, Setting, Subset, check_data, load, room, train_size
 from advbook.experiments.threats import (
     Effort,
     Group,
@@ -99,9 +99,7 @@ class CCAT(Parameters):
 
     def check_data(self) -> None:
         """Raise MissingData (or DamagedData) if the data set, or an official file, cannot be read or fetched."""
-        if self.dataset not in FONTS:
-            for split in ("train", "test"):
-                datasets.load(self.dataset, split, n=1)
+        check_data(self.dataset)
         if self.corruption_files == "official":
             style: corruptions.Style = "cifar10_c" if self.dataset in COLOUR else "mnist_c"
             for name in corruptions.NAMES[style]:

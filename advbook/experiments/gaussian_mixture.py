@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from pydantic import Field, model_validator
 
-from advbook import datasets, metrics
+from advbook import metrics
 from advbook.experiments import Parameters, Result, directions, mixture
 from advbook.experiments.hardening import PAIRS, Hardening
-from advbook.experiments.setting import FONTS, load, room, train_size, training_images
+from advbook.experiments.setting import check_data, load, room, train_size, training_images
 from advbook.ledger import Verdict
 
 # The verdicts' thresholds, fixed before any run.
@@ -87,9 +87,8 @@ class GaussianMixture(Parameters):
 
     def check_data(self) -> None:
         """Raise MissingData (or DamagedData) if the data set is not there; the mixture and FONTS always are."""
-        if self.dataset != "mixture" and self.dataset not in FONTS:
-            for split in ("train", "test"):
-                datasets.load(self.dataset, split, n=1)
+        if self.dataset != "mixture":
+            check_data(self.dataset)
 
     def larger(self) -> dict[str, Any]:
         """Twice the samples, or twice the training images as far as there are any, else twice the networks."""

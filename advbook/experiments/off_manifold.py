@@ -13,14 +13,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from advbook import datasets, metrics, networks
+from advbook import metrics, networks
 from advbook.attacks.pgd import Attack, pgd, pgd_latent
 from advbook.attacks.spaces import Latent
 from advbook.attacks.steps import sign
 from advbook.experiments import Parameters, Result
 from advbook.experiments.controls import controls
 from advbook.experiments.recipes import classifiers
-from advbook.experiments.setting import Setting, Subset, load, train_size
+from advbook.experiments.setting import Setting, Subset, check_data, load, train_size
 from advbook.ledger import Verdict, counts
 from advbook.manifolds.projection import (
     adam_schedule,
@@ -100,9 +100,7 @@ class OffManifold(Parameters):
 
     def check_data(self) -> None:
         """Raise MissingData or DamagedData, in one sentence, if the data set is not there."""
-        if self.dataset != "fonts":
-            datasets.load(self.dataset, "test", n=1)
-            datasets.load(self.dataset, "train", n=1)
+        check_data(self.dataset)
 
     @staticmethod
     def verdicts(rows: pd.DataFrame) -> list[Verdict]:

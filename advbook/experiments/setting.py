@@ -78,6 +78,13 @@ def train_size(dataset: Dataset) -> int:
     return fonts.TRAIN_ROWS if dataset in FONTS else datasets.DATASETS[dataset].splits["train"].count
 
 
+def check_data(dataset: Dataset) -> None:
+    """Raise MissingData or DamagedData, in one sentence, if a data set is not there; FONTS ships with the package."""
+    if dataset not in FONTS:
+        for split in ("train", "test"):
+            datasets.load(dataset, split, n=1)
+
+
 def room(dataset: Dataset, n: int) -> int:
     """How many images there are to attack and to hold out, beside n training images: see load."""
     if dataset in FONTS:
