@@ -8,6 +8,7 @@ import io
 import math
 import pickletools
 import re
+import stat
 import struct
 import tarfile
 import zipfile
@@ -73,6 +74,14 @@ def read_emnist(files: Sequence[bytes]) -> tuple[Uint8s, Uint8s]:
     """Read idx files of EMNIST, which stores x before y: the images are transposed to stand upright."""
     images, labels = read_idx(files)
     return images.swapaxes(2, 3), labels  # [N, 1, W, H] -> [N, 1, H, W]
+
+
+def read_emnist_letters(files: Sequence[bytes]) -> tuple[Uint8s, Uint8s]:
+    """Read the letters of EMNIST as `read_emnist` does; their labels are stored as 1 to 26, and are 0 to 25 here."""
+    images, labels = read_emnist(files)
+    if labels.min() < 1 or labels.max() > 26:
+        raise ValueError(f"letters must have labels from 1 to 26; got {labels.min()} to {labels.max()}")
+    return images, labels - np.uint8(1)
 
 
 # --- pickles of CIFAR ---------------------------------------------------------------------------------------
@@ -337,6 +346,7 @@ def parse_npy(raw: bytes) -> NDArray[np.integer[Any]]:
 
 # --- archives -----------------------------------------------------------------------------------------------
 
+LEADS_OUT = re.compile(r"[A-Za-z]:|[/\\]|(?:.*[/\\])?\.\.(?:[/\\]|$)", re.DOTALL)
 BROKEN = (EOFError, NotImplementedError, RuntimeError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
 
 
@@ -344,8 +354,8 @@ def members(archive: Path, limits: Mapping[str, int]) -> Iterator[tuple[str, byt
     """Read the named members of a zip or tar file: pairs of name and bytes; nothing is written anywhere.
 
     limits: how many bytes a member may have; of a larger one, a byte more than that is given, whatever size the archive
-    declares. Raises ValueError where a member is missing, or is a link, or the archive is damaged; in a tar file, any
-    name that leads out of it is refused.
+    declares. Raises ValueError where a member is missing, or is a link, or the archive is damaged, and where any name
+    in it leads out of it.
     """
     try:
         yield from (_zip_members if archive.suffix == ".zip" else _tar_members)(archive, limits)
@@ -353,26 +363,41 @@ def members(archive: Path, limits: Mapping[str, int]) -> Iterator[tuple[str, byt
         raise ValueError(error.args[0] if error.args else "it ends too early") from error
 
 
+def _stay_inside(name: str) -> None:
+    """Raise ValueError for a name that a careless program would write elsewhere, on whatever system."""
+    if LEADS_OUT.match(name):
+        raise ValueError(f"the name {name!r} leads out of it")
+
+
 def _zip_members(archive: Path, limits: Mapping[str, int]) -> Iterator[tuple[str, bytes]]:
     with zipfile.ZipFile(archive) as packed:
+        for name in packed.namelist():
+            _stay_inside(name)
         for name, limit in limits.items():
-            with packed.open(name) as stream:
-                yield name, stream.read(limit + 1)
+            info = packed.getinfo(name)
+            kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where the program that packed it did not say
+            if kind not in (0, stat.S_IFREG):
+                raise ValueError(f"{name} is not a plain file")
+            try:
+                with packed.open(info) as stream:
+                    raw = stream.read(limit + 1)
+            except BROKEN as error:
+                raise ValueError(f"{name} is damaged ({error or 'it ends too early'})") from error
+            yield name, raw
 
 
 def _tar_members(archive: Path, limits: Mapping[str, int]) -> Iterator[tuple[str, bytes]]:
     missing = set(limits)
     with tarfile.open(archive) as packed:
         for info in packed:  # in their order: a compressed file cannot be read backwards
-            path = PurePosixPath(info.name)
-            if path.is_absolute() or ".." in path.parts:
-                raise ValueError(f"the name {info.name!r} leads out of it")
-            if str(path) not in limits:
+            _stay_inside(info.name)
+            path = str(PurePosixPath(info.name))
+            if path not in limits:
                 continue
             stream = packed.extractfile(info) if info.isreg() else None
             if stream is None:
                 raise ValueError(f"{path} is not a plain file")
-            missing.discard(str(path))
-            yield str(path), stream.read(limits[str(path)] + 1)
+            missing.discard(path)
+            yield path, stream.read(limits[path] + 1)
     if missing:
         raise ValueError(f"there is no item named {min(missing)!r}")

@@ -436,8 +436,8 @@ def test_a_larger_run_has_all_trainings_then_more_images_up_to_all():
 @pytest.fixture
 def offline(tmp_path, monkeypatch):
     """No data, no cache and no network."""
-    monkeypatch.setattr(datasets, "_retrieve", lambda url, *rest: pytest.fail(f"asked for {url}") if not url else 1 / 0)
-    monkeypatch.setattr(datasets.pooch, "os_cache", lambda project: tmp_path / "cache" / project)
+    monkeypatch.setattr("advbook.datasets.sources.retrieve", lambda url, *rest: pytest.fail(f"asked for {url}"))
+    monkeypatch.setattr("pooch.os_cache", lambda project: tmp_path / "cache" / project)
     monkeypatch.setenv("ADVBOOK_DATA", str(tmp_path / "nowhere"))
 
 

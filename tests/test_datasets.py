@@ -1,142 +1,42 @@
-"""advbook.datasets: verification, mirrors, archives, published corruptions, real files if there are any."""
+"""advbook.datasets: verification, mirrors, archives, the command line, real files if there are any."""
 
-import gzip
-import hashlib
-import io
 import os
 import re
 import socket
 import subprocess
 import sys
-import threading
 import time
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+import publishers
 import pytest
 import torch
-from test_formats import batch, idx, mat, npy, pixels, plain_file, special, tarred
+from publishers import Toy, flipped, one_sentence, published, zipped
+from test_formats import batch, mat, pixels, plain_file, special, tarred
 
-from advbook import datasets, formats
+from advbook import formats
 from advbook.datasets import (
     CORRUPTED,
     DATASETS,
     DamagedData,
     Dataset,
-    File,
     MissingData,
     Split,
+    Whole,
     available,
-    corrupted,
-    corruptions_available,
     load,
-    main,
+    sources,
 )
-from advbook.formats import read_emnist, read_idx
+from advbook.datasets.__main__ import main
+from advbook.formats import read_emnist
 
+cache = pytest.fixture(publishers.cache, autouse=True)
+mirror = pytest.fixture(publishers.mirror)
 REPOSITORY = Path(__file__).parents[1]
 REAL = Path(os.environ.get("ADVBOOK_DATA") or REPOSITORY.parent / "shared" / "data")
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """An empty cache, no data folder, and no way to any host but this one."""
-    resolve = socket.getaddrinfo
-
-    def local_only(host, *rest, **options):
-        assert host == "127.0.0.1", f"a test asked for {host}"
-        return resolve(host, *rest, **options)
-
-    monkeypatch.setattr(socket, "getaddrinfo", local_only)
-    monkeypatch.setattr(datasets.pooch, "os_cache", lambda project: tmp_path / "cache" / project)
-    monkeypatch.delenv("ADVBOOK_DATA", raising=False)
-    for variable in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(variable, "127.0.0.1")
-    return tmp_path / "cache" / "advbook"
-
-
-class Mirror:
-    """An HTTP server on this machine: what it answers by path (bytes, or a status), and what it was asked."""
-
-    def __init__(self):
-        self.answers = {}
-        self.asked = []
-        mirror = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                mirror.asked.append((self.path, self.headers["Accept-Encoding"]))
-                answer = mirror.answers.get(self.path, 404)
-                if isinstance(answer, int):
-                    return self.send_error(answer)
-                body, promised = answer if isinstance(answer, tuple) else (answer, len(answer))
-                self.send_response(200)
-                self.send_header("Content-Length", str(promised))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/"
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}).start()
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
-
-
-@pytest.fixture
-def mirror():
-    server = Mirror()
-    yield server
-    server.close()
-
-
-def published(path, raw):
-    return File(path, len(raw), hashlib.sha256(raw).hexdigest())
-
-
-class Toy:
-    """A data set of random images in the official form, registered under a name, its files nowhere yet."""
-
-    def __init__(self, monkeypatch, name, folder, read=read_idx, archive=None, seed=0):
-        random = np.random.default_rng(seed)
-        self.name = name
-        self.x = {"train": random.integers(0, 256, (300, 28, 28), np.uint8)}
-        self.x["test"] = random.integers(0, 256, (20, 28, 28), np.uint8)
-        self.y = {split: np.arange(len(x), dtype=np.uint8) % 10 for split, x in self.x.items()}
-        self.raw = {}
-        splits = {}
-        for split in ("train", "test"):
-            for part, array in (("images-idx3", self.x[split]), ("labels-idx1", self.y[split])):
-                self.raw[f"{folder}/{name}-{split}-{part}-ubyte.gz"] = gzip.compress(idx(array), mtime=0)
-            paths = list(self.raw)[-2:]
-            splits[split] = Split(len(self.x[split]), tuple(published(p, self.raw[p]) for p in paths))
-        self.first = next(iter(self.raw))
-        digits = tuple("0123456789")
-        self.monkeypatch = monkeypatch
-        self.dataset = Dataset(name.title(), digits, splits, read, ("http://127.0.0.1:9/",), archive)
-        self.register()
-
-    def register(self, **changes):
-        self.dataset = replace(self.dataset, **changes)
-        self.monkeypatch.setitem(DATASETS, self.name, self.dataset)
-
-    def write(self, folder):
-        for path, raw in self.raw.items():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_bytes(raw)
-        return folder
-
-    def serve(self, mirror, prefix=""):
-        for path, raw in self.raw.items():
-            mirror.answers[f"/{prefix}{PurePosixPath(path).name}"] = raw
 
 
 @pytest.fixture
@@ -154,10 +54,6 @@ def data(toy, tmp_path, monkeypatch):
 def is_toy(images, toy, split="train"):
     x, y = toy.x[split], toy.y[split]
     return torch.equal((images.x * 255).round().byte(), torch.tensor(x)[:, None]) and images.y.tolist() == y.tolist()
-
-
-def one_sentence(error):
-    return "\n" not in str(error) and len(str(error)) > 20
 
 
 # --- load
@@ -237,10 +133,6 @@ def test_variable_names_no_folder(toy, tmp_path, monkeypatch):
         load("toy")
 
 
-def flipped(raw):
-    return raw[:-1] + bytes([raw[-1] ^ 1])
-
-
 @pytest.mark.parametrize("damage", [lambda raw: raw[:-100], flipped, lambda raw: b""])
 def test_damaged_file_of_the_user(toy, data, mirror, cache, damage):
     toy.write(cache)
@@ -300,7 +192,7 @@ def test_all_mirrors_fail(toy, mirror, cache):
 
 
 def test_silent_mirror(toy, mirror, monkeypatch):
-    monkeypatch.setattr(datasets, "TIMEOUT", 0.1)
+    monkeypatch.setattr(sources, "TIMEOUT", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         toy.register(mirrors=(f"http://127.0.0.1:{silent.getsockname()[1]}/",))
         start = time.monotonic()
@@ -372,26 +264,13 @@ def test_cache_is_not_a_folder(toy, cache):
 # --- the zip of EMNIST
 
 
-def zipped(path, members):
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, raw in members:
-            archive.writestr(name, raw)
-    return path.read_bytes()
-
-
 @pytest.fixture
 def packed(monkeypatch, tmp_path):
-    """Two data sets in one zip, among names that would be dangerous if believed; the zip's bytes."""
+    """Two data sets in one zip, among other files; the zip's bytes."""
     pair = [Toy(monkeypatch, name, "Toys/gzip", read_emnist, seed=seed) for seed, name in enumerate(("one", "two"))]
     inside = [(str(PurePosixPath(path).relative_to("Toys")), raw) for toy in pair for path, raw in toy.raw.items()]
-    hostile = [
-        "../../escaped",
-        str(tmp_path / "absolute"),
-        "gzip/../../../escaped",
-        "gzip/other.gz",
-        "C:\\escaped",
-    ]
-    raw = zipped(tmp_path / "made.zip", [*((name, b"hostile") for name in hostile), *inside])
+    strays = [("gzip/other.gz", b"stray"), ("__MACOSX/._x", b"stray")]
+    raw = zipped(tmp_path / "made.zip", [*strays, *inside])
     for toy in pair:
         toy.register(archive=published("Toys/gzip.zip", raw))
     return pair, raw
@@ -418,7 +297,9 @@ def test_zip_with_a_wrong_hash(packed, mirror, cache):
     (one, _), raw = packed
     mirror.answers["/gzip.zip"] = flipped(raw)
     one.register(mirrors=(mirror.url,))
-    with pytest.raises(MissingData, match=rf"wrong sha256.*into Toys there, unzip gzip.zip from {mirror.url}"):
+    with pytest.raises(
+        MissingData, match=rf"wrong sha256.*into Toys there, put gzip.zip, as it is or unpacked, from {mirror.url}"
+    ):
         load("one")
     assert not list(cache.rglob("*.gz"))
 
@@ -450,9 +331,59 @@ def test_zip_with_a_wrong_member(packed, mirror, cache, tmp_path, damage, says):
 
 
 def test_no_zip_at_all(tmp_path, cache):
-    (tmp_path / "gzip.zip").write_bytes(b"<html>")
+    path = tmp_path / "gzip.zip"
+    path.write_bytes(b"<html>")
     with pytest.raises(DamagedData, match=r"gzip.zip cannot be unpacked"):
-        datasets._unpack(tmp_path / "gzip.zip", {}, cache)
+        sources._unpack(path, published("Toys/gzip.zip", b""), cache)
+
+
+def test_a_zip_in_the_users_folder_is_read_where_it_lies(packed, cache, tmp_path, monkeypatch):
+    (one, two), raw = packed
+    path = tmp_path / "data/Toys/gzip.zip"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(raw)
+    monkeypatch.setenv("ADVBOOK_DATA", str(tmp_path / "data"))
+    for toy in (one, two):
+        assert available(toy.name)
+        for split in ("train", "test"):
+            images = load(toy.name, split, download=False)
+            assert torch.equal((images.x * 255).round().byte(), torch.tensor(toy.x[split])[:, None].mT)
+    assert [p for p in (tmp_path / "data").rglob("*") if p.is_file()] == [path]  # nothing is unpacked
+    assert not cache.exists()
+
+
+def test_a_loose_file_is_preferred_to_the_zip_beside_it(packed, tmp_path, monkeypatch):
+    (one, _), raw = packed
+    one.write(tmp_path / "data")
+    (tmp_path / "data/Toys/gzip.zip").write_bytes(raw)
+    (tmp_path / "data" / one.first).write_bytes(b"damaged")
+    monkeypatch.setenv("ADVBOOK_DATA", str(tmp_path / "data"))
+    with pytest.raises(DamagedData, match=f"{one.first} in ADVBOOK_DATA=.* is damaged"):
+        load("one", download=False)
+    (tmp_path / "data" / one.first).unlink()
+    assert len(load("one", download=False).x) == 300
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda raw: raw[:-1], r"Toys/gzip.zip in ADVBOOK_DATA=.* is truncated or is not the published file"),
+        (lambda raw: raw[: len(raw) // 2], "is truncated"),
+        (lambda raw: bytes(len(raw)), "gzip.zip cannot be unpacked: File is not a zip file"),
+        (lambda raw: raw[:5000] + bytes(9) + raw[5009:], "cannot be unpacked: gzip/one-.* is damaged|wrong sha256"),
+    ],
+)
+def test_a_damaged_zip_in_the_users_folder(packed, mirror, cache, tmp_path, monkeypatch, damage, says):
+    (one, _), raw = packed
+    mirror.answers["/gzip.zip"] = raw
+    one.register(mirrors=(mirror.url,))
+    (tmp_path / "data/Toys").mkdir(parents=True)
+    (tmp_path / "data/Toys/gzip.zip").write_bytes(damage(raw))
+    monkeypatch.setenv("ADVBOOK_DATA", str(tmp_path / "data"))
+    with pytest.raises(DamagedData, match=says) as caught:
+        load("one")
+    assert one_sentence(caught.value)
+    assert mirror.asked == []  # what the user put there is never replaced behind their back
 
 
 # --- tar files, and two data sets with the same paths -----------------------------------------------------------
@@ -470,7 +401,7 @@ class Pictures:
         files = [published(path, raw) for path, raw in self.raw.items()]
         splits = {"train": Split(2 * count, tuple(files[:2])), "test": Split(count, tuple(files[2:]))}
         mirrors = ("http://127.0.0.1:9/",)
-        self.dataset = Dataset(f"Title of {name}", tuple("0123456789"), splits, formats.read_cifar10, mirrors)
+        self.dataset = Dataset(f"Title of {name}", tuple("0123456789"), splits, Whole(formats.read_cifar10), mirrors)
         self.register(**changes)
 
     register = Toy.register
@@ -527,11 +458,22 @@ def test_tar_with_a_wrong_member(more, says, monkeypatch, mirror, cache, tmp_pat
     assert not (tmp_path / "escaped").exists()
 
 
+def test_a_tar_file_in_the_users_folder_is_read_where_it_lies(monkeypatch, cache, tmp_path):
+    pictures = Pictures(monkeypatch, "pictures", 3)
+    (tmp_path / "data/P").mkdir(parents=True)
+    (tmp_path / "data/P/p.tar.gz").write_bytes(pictures.packed(tmp_path))
+    for split in ("train", "test"):
+        assert is_picture(load("pictures", split, root=tmp_path / "data", download=False), pictures, split)
+    assert not cache.exists()
+
+
 def test_tar_with_a_wrong_hash(monkeypatch, mirror, tmp_path, cache):
     pictures = Pictures(monkeypatch, "pictures", 1)
     mirror.answers["/p.tar.gz"] = flipped(pictures.packed(tmp_path))
     pictures.register(mirrors=(mirror.url,))
-    with pytest.raises(MissingData, match=rf"wrong sha256.*into P there, unpack p.tar.gz from {mirror.url}"):
+    with pytest.raises(
+        MissingData, match=rf"wrong sha256.*into P there, put p.tar.gz, as it is or unpacked, from {mirror.url}"
+    ):
         load("pictures")
     assert not list(cache.rglob("*batch*"))
 
@@ -594,213 +536,33 @@ def test_houses(monkeypatch, tmp_path):
     assert images.y.tolist() == [0, 1, 2, 9]
 
 
-# --- published corruptions --------------------------------------------------------------------------------------
-
-COUNT = 6
-
-
-class Family:
-    """A small set of corruptions in the official form; images of every corruption and severity differ."""
-
-    def __init__(self, monkeypatch, name):
-        self.name, self.monkeypatch = name, monkeypatch
-        monkeypatch.setitem(CORRUPTED, name, replace(CORRUPTED[name], count=COUNT, corruptions=("fog", "glass_blur")))
-        family = CORRUPTED[name]
-        total = COUNT * family.severities
-        random = np.random.default_rng(0)
-        self.x = {c: random.integers(0, 256, (total, *family.shape), np.uint8) for c in family.corruptions}
-        self.y = np.arange(total) % COUNT
-        self.raw = {}
-        for corruption, x in self.x.items():
-            images, labels = family.paths(corruption)
-            self.raw[images] = npy(x)
-            self.raw[labels] = npy(self.y if name == "mnist_c" else self.y.astype(np.uint8))
-
-    def write(self, folder):
-        for path, raw in self.raw.items():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_bytes(raw)
-        return folder
-
-    def pack(self, folder, changes=(), more=()):
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / CORRUPTED[self.name].archive
-        members = {**self.raw, **dict(changes)}
-        if path.suffix == ".zip":
-            zipped(path, members.items())
-        else:
-            tarred(path, [*(plain_file(*item) for item in members.items()), *more])
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        self.monkeypatch.setitem(CORRUPTED, self.name, replace(CORRUPTED[self.name], sha256=sha256))
-        return folder
+def evil(marker):
+    return b"\x80\x02cos\nsystem\nU" + bytes([len(marker)]) + marker + b"\x85R."
 
 
-@pytest.fixture(params=["mnist_c", "cifar10_c"])
-def family(request, monkeypatch):
-    return Family(monkeypatch, request.param)
-
-
-def severities(name):
-    return [None] if name == "mnist_c" else [1, 2, 3, 4, 5]
-
-
-@pytest.mark.parametrize("form", ["write", "pack"])
-@pytest.mark.parametrize("place", ["data", "cache"])
-def test_corrupted(family, form, place, tmp_path, cache, monkeypatch):
-    getattr(family, form)(tmp_path / "data" if place == "data" else cache)
-    (tmp_path / "data").mkdir(exist_ok=True)
-    monkeypatch.setenv("ADVBOOK_DATA", str(tmp_path / "data"))
-    assert corruptions_available(family.name) == ("fog", "glass_blur")
-    for corruption in ("fog", "glass_blur"):
-        for step, severity in enumerate(severities(family.name)):
-            images = corrupted(family.name, corruption, severity)
-            x = family.x[corruption][step * COUNT : (step + 1) * COUNT].transpose(0, 3, 1, 2)  # [N, C, H, W]
-            assert torch.equal((images.x * 255).round().byte(), torch.from_numpy(x.copy()))
-            assert images.x.is_contiguous()
-            assert images.y.tolist() == list(range(COUNT))
-            assert (images.x.dtype, images.y.dtype) == (torch.float32, torch.int64)
-            assert len(images.classes) == 10
-            verified = f"sha256 of {CORRUPTED[family.name].archive} {CORRUPTED[family.name].sha256[:8]}..."
-            how = verified if form == "pack" else "loose files, not verified by a hash"
-            at = f" at severity {severity}" if severity else ""
-            assert images.source == f"{CORRUPTED[family.name].title} {corruption}{at}, all {COUNT} images, {how}"
-    first = corrupted(family.name, "fog", severity, n=2, device="meta")
-    assert first.x.shape[0] == len(first.y) == 2
-    assert first.x.device.type == first.y.device.type == "meta"
-    assert f"first 2 of {COUNT} images" in first.source
-
-
-def test_corrupted_without_files(family, tmp_path, capsys):
-    with pytest.raises(MissingData) as caught:
-        corrupted(family.name, "fog", severities(family.name)[-1])
-    shape = CORRUPTED[family.name]
-    assert one_sentence(caught.value)
-    assert f"{family.name}: neither {shape.archive} nor {' with '.join(shape.paths('fog'))} is in" in str(caught.value)
-    by_hand = f"put {shape.archive} from {shape.mirror} into the folder that ADVBOOK_DATA names, as it is or unpacked"
-    assert str(caught.value).endswith(by_hand)
-    assert corruptions_available(family.name) == ()
-    assert corruptions_available(family.name, tmp_path / "nowhere") == ()
-    assert main(["fetch", family.name]) == 1
-    assert capsys.readouterr().err == f"advbook.datasets: {family.name} is not fetched: {by_hand}\n"
-
-
-def test_some_corruptions(family, tmp_path, monkeypatch, capsys):
-    family.write(tmp_path)
-    (tmp_path / CORRUPTED[family.name].paths("glass_blur")[0]).unlink()
-    assert corruptions_available(family.name, tmp_path) == ("fog",)
+@pytest.mark.parametrize("content", ["no labels", "other labels", "a pickle that calls", "no pickle", "fewer images"])
+def test_content_of_another_form_ends_the_command_in_a_sentence(content, monkeypatch, tmp_path, capsys):
+    x, one = np.zeros((32, 32, 3, 5), np.uint8), np.ones((5, 1), np.uint8)
+    marker = tmp_path / "executed"
+    name, path, raw = {
+        "no labels": ("svhn", "SVHN/test_32x32.mat", mat(x, None)),
+        "other labels": ("svhn", "SVHN/test_32x32.mat", mat(x, 20 * one)),
+        "fewer images": ("svhn", "SVHN/test_32x32.mat", mat(x, one)),
+        "a pickle that calls": ("cifar100", "C/test", evil(f"touch {marker}".encode())),
+        "no pickle": ("cifar100", "C/test", b"<html>"),
+    }[content]
+    (tmp_path / path).parent.mkdir()
+    (tmp_path / path).write_bytes(raw)
+    part = Split(4, (published(path, raw),))
+    monkeypatch.setitem(DATASETS, name, replace(DATASETS[name], splits={"train": part, "test": part}, archive=None))
     monkeypatch.setenv("ADVBOOK_DATA", str(tmp_path))
-    assert main([]) == 0
-    (row,) = (line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(f"{family.name} "))
-    assert row[-4:] == ["1", "of", "2", CORRUPTED[family.name].title]
-    corrupted(family.name, "fog", severities(family.name)[0])
-    with pytest.raises(MissingData, match="glass_blur"):
-        corrupted(family.name, "glass_blur", severities(family.name)[0])
-
-
-def test_an_unknown_corruption(family):
-    with pytest.raises(
-        ValueError, match=f"corruption of {family.name} 'glas_blur' is unknown; did you mean 'glass_blur'"
-    ):
-        corrupted(family.name, "glas_blur", 1)
-    for ask in (lambda: corrupted("mnist-c", "fog"), lambda: corruptions_available("mnist-c")):
-        with pytest.raises(ValueError, match="set of corruptions 'mnist-c' is unknown; did you mean 'mnist_c'"):
-            ask()
-
-
-@pytest.mark.parametrize("severity", [None, 0, 6, -1])
-def test_a_severity_that_is_not_there(severity):
-    with pytest.raises(ValueError, match=f"^severity is {severity}; cifar10_c has severities 1 to 5$"):
-        corrupted("cifar10_c", "fog", severity)
-    if severity is not None:
-        with pytest.raises(ValueError, match=f"^severity is {severity}; mnist_c was published at one severity"):
-            corrupted("mnist_c", "fog", severity)
-
-
-@pytest.mark.parametrize("n", [0, 10_001])
-def test_more_corrupted_images_than_there_are(n):
-    with pytest.raises(ValueError, match=f"^n is {n}; mnist_c fog has 10000 images, so it must be 1 to 10000$"):
-        corrupted("mnist_c", "fog", n=n)
-
-
-def test_an_archive_of_corruptions_is_verified_first(family, tmp_path):
-    family.pack(tmp_path)
-    path = tmp_path / CORRUPTED[family.name].archive
-    path.write_bytes(flipped(path.read_bytes()))
-    with pytest.raises(DamagedData, match=r"is damaged or is not the published file \(wrong sha256\)") as caught:
-        corrupted(family.name, "fog", severities(family.name)[0], root=tmp_path)
-    assert one_sentence(caught.value)
-    family.write(tmp_path)
-    with pytest.raises(DamagedData):  # loose files beside it do not step in silently
-        corrupted(family.name, "fog", severities(family.name)[0], root=tmp_path)
-
-
-def test_an_archive_is_hashed_once_as_long_as_it_is_the_same(family, tmp_path, monkeypatch):
-    family.pack(tmp_path)
-    hashed = []
-    digest = hashlib.file_digest
-    monkeypatch.setattr(datasets.hashlib, "file_digest", lambda *a: hashed.append(a) or digest(*a))
-    for _ in range(3):
-        corrupted(family.name, "fog", severities(family.name)[0], root=tmp_path)
-    assert len(hashed) == 1
-    path = tmp_path / CORRUPTED[family.name].archive
-    path.write_bytes(path.read_bytes() + b"\0")
-    with pytest.raises(DamagedData):
-        corrupted(family.name, "fog", severities(family.name)[0], root=tmp_path)
-
-
-def test_the_archive_is_preferred_to_loose_files(family, tmp_path):
-    family.pack(tmp_path)
-    family.raw = {path: npy(np.zeros_like(np.load(io.BytesIO(raw)))) for path, raw in family.raw.items()}
-    family.write(tmp_path)
-    assert corrupted(family.name, "fog", severities(family.name)[0], root=tmp_path).x.max() > 0
-
-
-def wrong_images(family):
-    x = family.x["fog"]
-    return {
-        "as floats": x / 255,
-        "as signed": x.astype(np.int8),
-        "of another size": x[:, 1:],
-        "fewer": x[1:],
-        "channels first": np.ascontiguousarray(x.transpose(0, 3, 1, 2)),
-        "objects": np.array([None, {}], dtype=object),
-    }
-
-
-@pytest.mark.parametrize("what", ["as floats", "as signed", "of another size", "fewer", "channels first", "objects"])
-@pytest.mark.parametrize("form", ["loose", "packed"])
-def test_images_of_another_form_are_refused(family, what, form, tmp_path):
-    raw = npy(wrong_images(family)[what])
-    family.write(tmp_path) if form == "loose" else family.pack(tmp_path, {CORRUPTED[family.name].paths("fog")[0]: raw})
-    if form == "loose":
-        (tmp_path / CORRUPTED[family.name].paths("fog")[0]).write_bytes(raw)
-    with pytest.raises(DamagedData) as caught:
-        corrupted(family.name, "fog", severities(family.name)[0], root=tmp_path)
-    assert one_sentence(caught.value)
-
-
-@pytest.mark.parametrize("change", [lambda y: y[1:], lambda y: y + 5, lambda y: y.astype(int) - 1, lambda y: y / 2])
-def test_labels_of_another_form_are_refused(family, change, tmp_path):
-    family.write(tmp_path)
-    (tmp_path / CORRUPTED[family.name].paths("fog")[1]).write_bytes(npy(change(family.y)))
-    with pytest.raises(DamagedData) as caught:
-        corrupted(family.name, "fog", severities(family.name)[0], root=tmp_path)
-    assert one_sentence(caught.value)
-
-
-def test_an_archive_without_the_corruption(family, tmp_path):
-    family.raw = {path: raw for path, raw in family.raw.items() if "fog" not in path}
-    family.pack(tmp_path)
-    with pytest.raises(DamagedData, match=r"cannot be unpacked: (?i:there is no item named '[^']*fog)"):
-        corrupted(family.name, "fog", severities(family.name)[0], root=tmp_path)
-
-
-def test_images_without_their_labels(family, tmp_path):
-    family.write(tmp_path)
-    images, labels = CORRUPTED[family.name].paths("fog")
-    (tmp_path / labels).unlink()
-    with pytest.raises(DamagedData, match=f"{images} in .* or {labels} is not beside it"):
-        corrupted(family.name, "fog", severities(family.name)[0], root=tmp_path)
+    with pytest.raises(DamagedData, match=f"^{name} test: "):
+        load(name, "test")
+    assert main(["fetch", name]) == 1
+    error = capsys.readouterr().err.strip()
+    assert error.startswith(f"advbook.datasets: {name} train: ")
+    assert one_sentence(error)
+    assert not marker.exists()
 
 
 # --- available, and the command line
@@ -824,6 +586,7 @@ def test_command_list(toy, data, capsys):
     assert capsys.readouterr().out == default
     assert "python -m advbook.datasets fetch NAME" in default
     rows = {line.split()[0]: line for line in default.splitlines()[4:-2]}
+    assert rows["celeba"].split() == ["celeba", "182339", "+", "20260", "-", "CelebA"]
     assert list(rows) == [*DATASETS, *CORRUPTED]
     assert rows["toy"].split() == ["toy", "300", "+", "20", "train,", "test", "Toy"]
     assert rows["emnist"].split() == ["emnist", "240000", "+", "40000", "-", "EMNIST", "digits"]
@@ -849,6 +612,58 @@ def test_command_fails_in_one_sentence(toy, capsys):
     assert "advbook.datasets: toy: Toy/raw/toy-train-images-idx3-ubyte.gz is neither in" in last
 
 
+def verified(capsys, *names):
+    """The exit status of verify, and what it says of each data set."""
+    status = main(["verify", *names])
+    lines = capsys.readouterr().out.splitlines()
+    return status, {line.split()[0]: line.split(maxsplit=1)[1] for line in lines}
+
+
+def test_command_verify(toy, data, cache, capsys):
+    assert verified(capsys, "toy") == (0, {"toy": "intact   4 files"})
+    status, found = verified(capsys)
+    assert status == 0
+    assert list(found) == [*DATASETS, *CORRUPTED]
+    assert {name for name, state in found.items() if state != "missing"} == {"toy"}
+    (data / toy.first).unlink()
+    name = PurePosixPath(toy.first).name
+    assert verified(capsys, "toy") == (0, {"toy": f"missing  3 of 4 files intact, not here: {name}"})
+    (cache / toy.first).parent.mkdir(parents=True)
+    (cache / toy.first).write_bytes(toy.raw[toy.first])
+    assert verified(capsys, "toy", "mnist") == (0, {"toy": "intact   4 files", "mnist": "missing"})
+    (cache / toy.first).write_bytes(flipped(toy.raw[toy.first]))
+    status, found = verified(capsys, "mnist", "toy")
+    assert status == 1
+    assert re.match(rf"damaged  {toy.first} in the cache .* is damaged or is not the published file", found["toy"])
+
+
+def test_command_verify_reads_archives(packed, tmp_path, monkeypatch, capsys):
+    _, raw = packed
+    path = tmp_path / "data/Toys/gzip.zip"
+    path.parent.mkdir(parents=True)
+    monkeypatch.setenv("ADVBOOK_DATA", str(tmp_path / "data"))
+    path.write_bytes(raw)
+    assert verified(capsys, "one", "two") == (0, {"one": "intact   4 files", "two": "intact   4 files"})
+    path.write_bytes(raw[:5000] + bytes(9) + raw[5009:])  # in a file of one of them
+    status, found = verified(capsys, "one", "two")
+    assert status == 1
+    assert found["one"].startswith("damaged  ")
+    assert found["two"] == "intact   4 files"
+
+
+@pytest.mark.parametrize("there", [0, 1])
+def test_command_verify_tells_twins_apart(twins, there, tmp_path, monkeypatch, capsys):
+    mine, other = twins[there], twins[1 - there]
+    monkeypatch.setenv("ADVBOOK_DATA", str(mine.write(tmp_path / "data")))
+    assert verified(capsys)[0] == 0
+    assert verified(capsys, "whole", "part")[1] == {mine.name: "intact   3 files", other.name: "missing"}
+
+
+def test_command_verify_of_an_unknown_name(capsys):
+    assert main(["verify", "mnsit"]) == 1
+    assert capsys.readouterr().err.startswith("advbook.datasets: data set 'mnsit' is unknown; did you mean 'mnist'?")
+
+
 def test_command_help(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["fetch", "--help"])
@@ -871,17 +686,20 @@ def test_module_runs(tmp_path):
 def test_register():
     files = [file for dataset in DATASETS.values() for file in (*dataset.files, dataset.archive) if file]
     assert all(re.fullmatch("[0-9a-f]{64}", sha) for sha in (f.sha256 for f in (*files, *CORRUPTED.values())))
-    assert all(type(file.size) is int and file.size > 4_000 for file in files)
+    assert all(type(file.size) is int and file.size > 100 for file in files)
     small = set(DATASETS["cifar10_small"].files)
     whole = {file for file in files if file not in small}
-    assert len({file.sha256 for file in files}) == 17 + 7 + 3 + 2 + len(small) == 35
-    assert len({file.path for file in whole}) == 17 + 7 + 3 + 2
+    emnist = 6 * 4 + 1  # six data sets and one archive
+    assert len({file.sha256 for file in files}) == 8 + emnist + 7 + 3 + 2 + 2 + len(small) == 53
+    assert len({file.path for file in whole}) == 8 + emnist + 7 + 3 + 2 + 2
     assert {file.path for file in small} == {file.path for file in DATASETS["cifar10"].files}
     assert all(url.endswith("/") for dataset in DATASETS.values() for url in dataset.mirrors)
     assert all(len(DATASETS[name].mirrors) >= 2 for name in ("mnist", "fashion_mnist", "emnist", "emnist_mnist"))
-    assert [name for name, dataset in DATASETS.items() if not dataset.mirrors] == ["cifar10_small"]
+    assert [name for name, dataset in DATASETS.items() if not dataset.mirrors] == ["cifar10_small", "celeba"]
     assert all(len(set(dataset.classes)) == len(dataset.classes) for dataset in DATASETS.values())
-    assert {name: len(d.classes) for name, d in DATASETS.items() if len(d.classes) != 10} == {"cifar100": 100}
+    letters = {"emnist_letters": 26, "emnist_balanced": 47, "emnist_byclass": 62, "emnist_bymerge": 47}
+    others = {name: len(dataset.classes) for name, dataset in DATASETS.items() if len(dataset.classes) != 10}
+    assert others == {**letters, "cifar100": 100, "celeba": 2}
     assert [len(set(family.corruptions)) for family in CORRUPTED.values()] == [15, 19]
     assert all(family.clean in DATASETS for family in CORRUPTED.values())
     assert all("{corruption}" in family.images for family in CORRUPTED.values())
@@ -901,8 +719,30 @@ def test_register_of_emnist_against_the_published_list():
         pytest.skip("no list of EMNIST's hashes here")
     rows = [line.split() for line in path.read_text().splitlines()]
     official = {f"EMNIST/{name}": (int(size), sha.removeprefix("sha256:")) for name, sha, size in rows}
-    for file in (*DATASETS["emnist"].files, *DATASETS["emnist_mnist"].files):
+    ours = [file for name, dataset in DATASETS.items() if name.startswith("emnist") for file in dataset.files]
+    assert len(ours) == 24
+    for file in ours:
         assert (file.size, file.sha256) == official[file.path]
+
+
+def test_emnist_has_as_many_images_as_its_files_have_room_for():
+    sizes = {name: d.splits for name, d in DATASETS.items() if name.startswith("emnist")}
+    for name, splits in sizes.items():
+        for split, part in splits.items():  # all are compressed alike, some 250 bytes an image
+            assert 235 < part.files[0].size / part.count < 260, (name, split)
+
+
+def test_the_classes_of_emnist():
+    upper, lower = "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz"
+    merged = set("cijklmopsuvwxyz")  # looks the same in both cases
+    apart = "".join(letter for letter in lower if letter not in merged)
+    assert "".join(DATASETS["emnist_letters"].classes) == upper
+    assert "".join(DATASETS["emnist_byclass"].classes) == "0123456789" + upper + lower
+    for name in ("emnist_balanced", "emnist_bymerge"):
+        assert "".join(DATASETS[name].classes) == "0123456789" + upper + apart
+    for name in ("letters", "balanced"):  # as many of each class
+        dataset = DATASETS[f"emnist_{name}"]
+        assert all(part.count % len(dataset.classes) == 0 for part in dataset.splits.values())
 
 
 def real(name, split):

@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import re
+import stat
 import struct
 import sys
 import tarfile
@@ -153,6 +154,17 @@ def test_images_and_labels_must_agree(images, labels):
     files = [gzip.compress(idx(np.ones(shape, np.uint8))) for shape in (images, labels)]
     with pytest.raises(ValueError, match=re.escape(f"got {list(images)} and {list(labels)}")):
         read_idx(files)
+
+
+def test_letters_of_emnist_are_counted_from_0():
+    images = gzip.compress(idx(np.zeros((26, 2, 3), np.uint8)))
+    labels = np.arange(1, 27, dtype=np.uint8)
+    x, y = formats.read_emnist_letters([images, gzip.compress(idx(labels))])
+    assert x.shape == (26, 1, 3, 2)
+    assert y.tolist() == list(range(26))
+    for wrong in (labels - 1, labels + 1):
+        with pytest.raises(ValueError, match="letters must have labels from 1 to 26; got"):
+            formats.read_emnist_letters([images, gzip.compress(idx(wrong))])
 
 
 def test_emnist_is_transposed():
@@ -446,7 +458,8 @@ def test_other_content_is_no_cifar(raw, says):
 
 def mat(x, y, packed=True, **more):
     stream = io.BytesIO()
-    scipy.io.savemat(stream, {"X": x, "y": y, **more}, do_compression=packed)
+    content = {key: value for key, value in {"X": x, "y": y, **more}.items() if value is not None}
+    scipy.io.savemat(stream, content, do_compression=packed)
     return stream.getvalue()
 
 
@@ -466,6 +479,8 @@ def test_svhn(packed):
 @pytest.mark.parametrize(
     ("x", "y", "says"),
     [
+        (HOUSES, None, "must hold 'X', bytes .*, and 'y'"),
+        (None, DIGITS, "must hold 'X', bytes"),
         (HOUSES, DIGITS[:3], "bytes \\[32, 32, 3, N\\]"),
         (HOUSES[:30], DIGITS, "bytes \\[32, 32, 3, N\\]"),
         (HOUSES[..., 0], DIGITS[:1], "bytes \\[32, 32, 3, N\\]"),
@@ -646,9 +661,37 @@ def test_a_link_in_a_members_place_is_refused(kind, tmp_path):
     assert dict(formats.members(path, {"a/one": 1})) == {"a/one": b"1"}
 
 
-@pytest.mark.parametrize("name", ["/etc/x", "../x", "a/../../x", "a/../b"])
-def test_a_name_that_leads_out_of_a_tar_file_is_refused(name, tmp_path):
-    path = tarred(tmp_path / "x.tar", [plain_file(name, b"1"), plain_file("b", b"1")])
-    with pytest.raises(ValueError, match=f"the name '{re.escape(name)}' leads out of it"):
+@pytest.mark.parametrize("mode", [stat.S_IFLNK, stat.S_IFDIR, stat.S_IFIFO, stat.S_IFCHR])
+def test_a_link_in_a_members_place_is_refused_in_a_zip_file_too(mode, tmp_path):
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as packed:
+        for name, kind in (("a", stat.S_IFREG), ("b", mode), ("c", 0)):
+            info = zipfile.ZipInfo(name)
+            info.external_attr = (kind | 0o777) << 16 if kind else 0
+            packed.writestr(info, b"1")
+    with pytest.raises(ValueError, match=r"^b is not a plain file"):
+        dict(formats.members(path, {"b": 1}))
+    assert dict(formats.members(path, {"a": 1, "c": 1})) == {"a": b"1", "c": b"1"}
+
+
+def test_a_damaged_member_of_a_zip_file_is_named(tmp_path):
+    content = np.random.default_rng(0).bytes(2000)
+    path = zipped(tmp_path / "x.zip", [("a", content), ("b", b"1")])
+    raw = path.read_bytes()
+    path.write_bytes(raw[:1000] + bytes([raw[1000] ^ 1]) + raw[1001:])
+    with pytest.raises(ValueError, match=r"^a is damaged"):
+        dict(formats.members(path, {"a": 2000}))
+    assert dict(formats.members(path, {"b": 1})) == {"b": b"1"}
+
+
+@pytest.mark.parametrize("form", ["x.tar", "x.tar.gz", "x.zip"])
+@pytest.mark.parametrize(
+    "name", ["/etc/x", "../x", "a/../../x", "a/../b", "..", "C:\\x", "C:/x", "\\\\host\\x", "..\\x", "a\\..\\x"]
+)
+def test_a_name_that_leads_out_of_an_archive_is_refused(name, form, tmp_path):
+    pack = zipped if form.endswith("zip") else tarred
+    entries = [(name, b"1"), ("b", b"1")]
+    path = pack(tmp_path / form, entries if pack is zipped else [plain_file(*entry) for entry in entries])
+    with pytest.raises(ValueError, match=r"the name '.*' leads out of it"):
         dict(formats.members(path, {"b": 1}))
     assert list(tmp_path.iterdir()) == [path]
