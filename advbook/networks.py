@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 Network = Literal["cnn", "mlp", "resnet", "vgg", "lenet", "resnet20"]
+Side = int | tuple[int, int]  # of a square, or height and width
 
 
 def build(
-    name: Network, classes: int, *, side: int = 28, colours: int = 1, generator: torch.Generator
+    name: Network, classes: int, *, side: Side = 28, colours: int = 1, generator: torch.Generator
 ) -> nn.Sequential:
     """The network of this name at the papers' width, freshly initialized.
 
@@ -28,9 +29,9 @@ def build(
 
 def cnn(
     classes: int = 10,
-    channels: tuple[int, ...] = (16, 32, 64),
+    channels: tuple[int, ...] | None = None,
     *,
-    side: int = 28,
+    side: Side = 28,
     colours: int = 1,
     generator: torch.Generator,
 ) -> nn.Sequential:
@@ -39,15 +40,17 @@ def cnn(
 
     There is no non-linearity between the two linear layers, as in the released code, and batch norm stands before
     ReLU, as there (the paper's text names them the other way round). The convolutions have no bias: batch norm takes
-    it away again, so its gradient is nothing but rounding, which Adam would blow up to full steps. Source: Stutz et
-    al., CVPR 2019, section 3.1, and its released code.
+    it away again, so its gradient is nothing but rounding, which Adam would blow up to full steps. channels: 16, 32, 64
+    by default, and 128 for images as large as those of CelebA. Source: Stutz et al., CVPR 2019, section 3.1, and its
+    released code.
     """
     layers: list[nn.Module] = []
-    width = colours
-    for channel in channels:
+    width, (height, breadth) = colours, _sides(side)
+    for channel in channels or ((16, 32, 64) if max(height, breadth) <= 32 else (16, 32, 64, 128)):
         layers += [*_convolution(width, channel, 4, stride=2), nn.ReLU()]
-        width, side = channel, side // 2
-    layers += [nn.Flatten(), nn.Linear(width * side**2, 10 * classes), nn.Linear(10 * classes, classes)]
+        width, height, breadth = channel, height // 2, breadth // 2
+    features = width * height * breadth
+    layers += [nn.Flatten(), nn.Linear(features, 10 * classes), nn.Linear(10 * classes, classes)]
     return initialize(nn.Sequential(*layers), generator)
 
 
@@ -55,7 +58,7 @@ def mlp(
     classes: int = 10,
     units: tuple[int, ...] = (128, 128, 128, 128),
     *,
-    side: int = 28,
+    side: Side = 28,
     colours: int = 1,
     generator: torch.Generator,
 ) -> nn.Sequential:
@@ -65,7 +68,7 @@ def mlp(
     et al., CVPR 2019.
     """
     layers: list[nn.Module] = [nn.Flatten()]
-    width = colours * side**2
+    width = colours * math.prod(_sides(side))
     for unit in units:
         layers += [nn.Linear(width, unit), nn.ReLU(), nn.BatchNorm1d(unit)]
         width = unit
@@ -77,7 +80,7 @@ def resnet(
     channels: tuple[int, ...] = (64, 128, 256),
     *,
     blocks: int = 2,
-    side: int = 28,
+    side: Side = 28,
     colours: int = 1,
     generator: torch.Generator,
 ) -> nn.Sequential:
@@ -102,7 +105,7 @@ def resnet20(
     classes: int = 10,
     channels: tuple[int, ...] = (64, 128, 256),
     *,
-    side: int = 28,
+    side: Side = 28,
     colours: int = 1,
     generator: torch.Generator,
 ) -> nn.Sequential:
@@ -118,7 +121,7 @@ def lenet(
     classes: int = 10,
     channels: tuple[int, ...] = (32, 64),
     *,
-    side: int = 28,
+    side: Side = 28,
     colours: int = 1,
     generator: torch.Generator,
 ) -> nn.Sequential:
@@ -129,11 +132,11 @@ def lenet(
     released code of Stutz et al., ICML 2020; batch norm stands in its general LeNet, which starts with 64 channels.
     """
     layers: list[nn.Module] = []
-    width = colours
+    width, (height, breadth) = colours, _sides(side)
     for channel in channels:
         layers += [*_convolution(width, channel, 5), nn.ReLU(), nn.MaxPool2d(2)]
-        width, side = channel, side // 2
-    layers += [nn.Flatten(), nn.Linear(width * side**2, 1024), nn.ReLU(), nn.Linear(1024, classes)]
+        width, height, breadth = channel, height // 2, breadth // 2
+    layers += [nn.Flatten(), nn.Linear(width * height * breadth, 1024), nn.ReLU(), nn.Linear(1024, classes)]
     return initialize(nn.Sequential(*layers), generator)
 
 
@@ -141,7 +144,7 @@ def vgg(
     classes: int = 10,
     channels: tuple[int, ...] = (64, 128, 128, 256, 256),
     *,
-    side: int = 28,
+    side: Side = 28,
     colours: int = 1,
     generator: torch.Generator,
 ) -> nn.Sequential:
@@ -153,15 +156,15 @@ def vgg(
     channels that its experiments pass (the default there is shorter: 64, 128, 256, 256).
     """
     layers: list[nn.Module] = []
-    width = colours
+    width, (height, breadth) = colours, _sides(side)
     for channel in channels:
         if layers and channel != width:
             layers.append(nn.MaxPool2d(2))
-            side //= 2
+            height, breadth = height // 2, breadth // 2
         layers += [*_convolution(width, channel, 3), nn.ReLU()]
         width = channel
-    hidden = 4 * width
-    layers += [nn.Flatten(), nn.Linear(width * side**2, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()]
+    features, hidden = width * height * breadth, 4 * width
+    layers += [nn.Flatten(), nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU()]
     return initialize(nn.Sequential(*layers, nn.Linear(hidden, classes)), generator)
 
 
@@ -187,6 +190,11 @@ class Residual(nn.Module):
         return torch.relu(self.body(x) + self.shortcut(x))
 
 
+def _sides(side: Side) -> tuple[int, int]:
+    """Height and width."""
+    return (side, side) if isinstance(side, int) else side
+
+
 def _block(width: int, channels: int, *, stride: int = 1) -> Residual:
     body = (*_convolution(width, channels, 3, stride=stride), nn.ReLU(), *_convolution(channels, channels, 3))
     same = stride == 1 and width == channels
@@ -209,8 +217,10 @@ def initialize(network: nn.Sequential, generator: torch.Generator) -> nn.Sequent
     networks follow one rule. Before batch norm the scale of a weight sets only how far an optimizer's step turns it.
     """
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            fan_in = module.weight[0].numel()
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            fan_in: float = module.weight[0].numel()
+            if isinstance(module, nn.ConvTranspose2d):  # [in, out, kernel]; a stride spreads the kernel over outputs
+                fan_in = module.weight[:, 0].numel() / math.prod(module.stride)
             with torch.no_grad():
                 module.weight.normal_(0, math.sqrt(2 / (3 * fan_in)), generator=generator)
             if module.bias is not None:
@@ -221,7 +231,8 @@ def initialize(network: nn.Sequential, generator: torch.Generator) -> nn.Sequent
 def folded(network: nn.Sequential) -> nn.Sequential:
     """The same function in evaluation mode with every batch norm folded away.
 
-    Batch norm goes into the convolution before it or into the linear layer after it, in residual blocks too. Returns
+    Batch norm goes into the convolution (transposed or not) before it or into the linear layer after it, in residual
+    blocks too. Returns
     a new network without gradients on its weights: attacks differentiate by the input alone. The weights lie channels
     last, which is faster on a CPU.
     """
@@ -233,8 +244,8 @@ def _folded(layers: nn.Sequential) -> nn.Sequential:
     found: list[nn.Module] = []
     for layer in layers:
         last = found[-1] if found else None
-        if isinstance(layer, nn.BatchNorm2d) and isinstance(last, nn.Conv2d):
-            found[-1] = fuse_conv_bn_eval(last, layer)
+        if isinstance(layer, nn.BatchNorm2d) and isinstance(last, nn.Conv2d | nn.ConvTranspose2d):
+            found[-1] = fuse_conv_bn_eval(last, layer, transpose=isinstance(last, nn.ConvTranspose2d))
         elif isinstance(layer, nn.Linear) and isinstance(last, nn.BatchNorm1d):
             found[-1] = _scaled(last, layer)
         elif isinstance(layer, Residual):

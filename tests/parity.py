@@ -73,6 +73,8 @@ def _classifiers(state: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _maker(state: dict[str, Any]) -> Callable[..., tuple[Tensor, Tensor]]:
     """What makes a figure's images by torch and by JS."""
+    if "decoders" in state:
+        return _learned
     if "path" in state:
         return attacked
     if "directions" in state:
@@ -122,6 +124,11 @@ def _conv2d(x: Tensor, layer: dict[str, Any], tensors: dict[str, Tensor]) -> Ten
     return F.conv2d(x, tensors["weight"], tensors["bias"], layer["stride"], layer["padding"])
 
 
+def _conv_transpose2d(x: Tensor, layer: dict[str, Any], tensors: dict[str, Tensor]) -> Tensor:
+    weight = tensors["weight"].permute(3, 0, 1, 2)  # packed as [out, h, w, in]
+    return F.conv_transpose2d(x, weight, tensors["bias"], layer["stride"], layer["padding"], layer["output_padding"])
+
+
 def _fonts(z: Tensor, layer: dict[str, Any], tensors: dict[str, Tensor]) -> Tensor:
     # Written out a second time on purpose: the formula is what is tested.
     tx, ty, hx, hy, s, r = z[:, :6].unbind(1)
@@ -134,19 +141,32 @@ def _fonts(z: Tensor, layer: dict[str, Any], tensors: dict[str, Tensor]) -> Tens
 
 _LAYERS: dict[str, Any] = {
     "conv2d": _conv2d,
+    "conv_transpose2d": _conv_transpose2d,
     "flatten": lambda x, layer, tensors: x.flatten(1),
     "fonts": _fonts,
     "linear": lambda x, layer, tensors: F.linear(x, tensors["weight"], tensors["bias"]),
     "relu": lambda x, layer, tensors: F.relu(x),
+    "sigmoid": lambda x, layer, tensors: torch.sigmoid(x),
     "softmax": lambda x, layer, tensors: F.softmax(x, 1),
+    "unflatten": lambda x, layer, tensors: x.unflatten(1, layer["shape"]),
 }
 
 
 def _tensor(reference: dict[str, Any], weights: bytes) -> Tensor:
+    if reference["dtype"] == "int8":
+        return _from_levels(reference, weights)
     dtype = {"float32": "<f4", "uint8": "u1"}[reference["dtype"]]
     count = math.prod(reference["shape"])
     flat = np.frombuffer(weights, dtype, count, reference["offset"])
     return torch.from_numpy(flat.reshape(reference["shape"]).copy())
+
+
+def _from_levels(reference: dict[str, Any], weights: bytes) -> Tensor:
+    """A float32 scale for each output channel, then the levels that count it."""
+    (channels, *_), start = reference["shape"], reference["offset"]
+    scales = np.frombuffer(weights, "<f4", channels, start)
+    levels = np.frombuffer(weights, "i1", math.prod(reference["shape"]), start + scales.nbytes)
+    return torch.from_numpy(levels.reshape(channels, -1) * scales[:, None]).view(reference["shape"])
 
 
 def _decoded(state: dict[str, Any], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -232,6 +252,22 @@ def _principal(state: dict[str, Any], count: int, generator: torch.Generator) ->
         {"classes": packed, "shape": shape, "label": label, "zetas": its.tolist()} for label, its in enumerate(zeta)
     ]
     return moved.clamp(0, 1).view(-1, *shape), torch.cat(run_js(state["_esm"], jobs))
+
+
+def _learned(state: dict[str, Any], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Every class's codes, the ends of their paths and random z, each by its own decoder: images [B, 1, H, W]."""
+    classes = len(state["class_names"])
+    codes, paths = (torch.from_numpy(np.frombuffer(bytes(state[k]), "<f4").copy()) for k in ("codes", "paths"))
+    latents = sum(control["name"].startswith("z_") for control in state["controls"])
+    codes = codes.view(classes, -1, latents)  # [K, E, D]
+    ends = codes + paths.view(*codes.shape[:2], -1, latents)[:, :, -1] if len(paths) else codes
+    drawn = 4 * torch.rand(classes, count, latents, generator=generator) - 2
+    z = torch.cat([codes, ends.clamp(-2, 2), drawn], 1)  # [K, E + E + count, D]
+    decoders, weights = state["decoders"], bytes(state["decoders_weights"])
+    used = [decoders[label % len(decoders)] for label in range(classes)]  # one decoder may serve all classes
+    images = torch.cat([run_torch(layers, weights, its) for layers, its in zip(used, z, strict=True)])
+    jobs = [net_job({"n": layers, "n_weights": weights}, "n", its) for layers, its in zip(used, z, strict=True)]
+    return images, torch.cat(run_js(state["_esm"], jobs))
 
 
 def _stacked(outcome: list[dict[str, Any]]) -> Tensor:

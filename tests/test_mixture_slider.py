@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 import statistics
-import subprocess
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.image import imread
 from parity import state_of
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from scipy.optimize import minimize_scalar
-from site_checks import chromium
-from test_sliders_browser import QUIET_FLAGS, _drag, _opened, _press, _settle, _words
+from sliders_browser import FRAMES, drag, launched, opened, press, run_module, settle, words_of
 from traitlets import TraitError
 
 from advbook.sliders import MixtureFigure
@@ -31,23 +27,6 @@ from advbook.sliders.mixture import ADVERSARIES, HIGHEST, LOWEST, STRONGEST, spe
 THREE = {"variances": (2.0, 0.8, 0.1), "mean": (1.0, 0.6, 0.4)}
 VARIANCES = st.lists(st.floats(LOWEST, HIGHEST), min_size=2, max_size=3)
 STRENGTHS, NOISES = st.floats(0.01, STRONGEST), st.floats(0, 1)
-
-
-def run_module(module: str, expression: str, arguments: Any) -> Any:
-    """What an expression in m, the exports of a figure's JS, and a, the arguments, gives in node."""
-    code = f"""import {{ readFileSync }} from "node:fs";
-        const {{ module, a }} = JSON.parse(readFileSync(0, "utf8"));
-        const m = await import("data:text/javascript;base64," + Buffer.from(module).toString("base64"));
-        process.stdout.write(JSON.stringify({expression}));"""
-    done = subprocess.run(
-        ["node", "--input-type=module", "-e", code],
-        input=json.dumps({"module": module, "a": arguments}),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 def reach(adversary: str, variance: float, strength: float, noise: float) -> float:
@@ -234,21 +213,18 @@ def test_the_figure_loads_nothing():
 
 
 @pytest.fixture(scope="module")
-def chrome() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium(), args=list(QUIET_FLAGS))
-        yield opened
-        opened.close()
+def browser() -> Iterator[Browser]:
+    yield from launched()
 
 
 @pytest.fixture
-def two(chrome: Browser, tmp_path: Path) -> Iterator[Page]:
-    yield from _opened(chrome, state_of(MixtureFigure()), tmp_path)
+def two(browser: Browser, tmp_path: Path) -> Iterator[Page]:
+    yield from opened(browser, state_of(MixtureFigure()), tmp_path)
 
 
 @pytest.fixture
-def three(chrome: Browser, tmp_path: Path) -> Iterator[Page]:
-    yield from _opened(chrome, state_of(MixtureFigure(**THREE)), tmp_path)
+def three(browser: Browser, tmp_path: Path) -> Iterator[Page]:
+    yield from opened(browser, state_of(MixtureFigure(**THREE)), tmp_path)
 
 
 def _radii(page: Page, kind: str) -> list[list[float]]:
@@ -269,7 +245,7 @@ def test_the_dashed_ellipses_are_the_closed_form_for_every_adversary(two):
     assert before[0] / np.sqrt(lam) == pytest.approx(before[0, 0] / np.sqrt(lam[0]), rel=1e-4)
     for i, name in enumerate(ADVERSARIES):
         two.get_by_label("adversary", exact=True).select_option(str(i))
-        _settle(two)
+        settle(two)
         _, s = spectrum(name, lam, 0.2, 0.2)
         assert _ratio(two) == pytest.approx(np.tile(np.sqrt(s / lam), (2, 1)), rel=1e-4)
         assert two.locator(".advbook-spectrum .advbook-head .advbook-value").all_inner_texts() == [
@@ -282,7 +258,7 @@ def test_the_dashed_ellipses_are_the_closed_form_for_every_adversary(two):
 def test_every_arrow_goes_from_the_solid_ellipse_to_the_dashed_one(three):
     three.get_by_label("adversary", exact=True).select_option("2")
     three.get_by_label("directions drawn").select_option("1")
-    _settle(three)
+    settle(three)
     for side, path in enumerate(three.locator(".advbook-arrows").all()):
         ellipse = three.locator(f"ellipse.advbook-class-{side}").first
         middle = np.array([float(ellipse.get_attribute(name)) for name in ("cx", "cy")])
@@ -299,7 +275,7 @@ def test_the_planes_of_three_directions_are_drawn_by_the_selector(three):
     lam = np.array(THREE["variances"])
     for i, pair in enumerate([(0, 1), (0, 2), (1, 2)]):
         three.get_by_label("directions drawn").select_option(str(i))
-        _settle(three)
+        settle(three)
         rx, ry = _radii(three, "before")[0]
         assert rx / ry == pytest.approx(np.sqrt(lam[pair[0]] / lam[pair[1]]), rel=1e-4)
         text = three.locator("svg").first.text_content()
@@ -308,21 +284,21 @@ def test_the_planes_of_three_directions_are_drawn_by_the_selector(three):
 
 @pytest.mark.browser
 def test_keys_and_mouse_move_the_figure_and_reset_takes_it_back(three):
-    before, words = _radii(three, "hardened"), _words(three)
+    before, words = _radii(three, "hardened"), words_of(three)
     sliders = three.get_by_role("slider")
     assert sliders.count() == 5
     for slider in sliders.all():
-        was, at = _words(three), float(slider.input_value())
-        _press(three, slider, "ArrowRight")
+        was, at = words_of(three), float(slider.input_value())
+        press(three, slider, "ArrowRight")
         assert float(slider.input_value()) == pytest.approx(at + float(slider.get_attribute("step")))
-        assert _words(three) != was
-    _drag(three, three.get_by_role("slider", name="strength"), 0.9)
+        assert words_of(three) != was
+    drag(three, three.get_by_role("slider", name="strength"), 0.9)
     assert three.evaluate("model.get('strength')") > 0.3
     assert _radii(three, "hardened") != before
     three.get_by_role("button", name="Reset").click()
-    _settle(three)
+    settle(three)
     assert _radii(three, "hardened") == before
-    assert _words(three) == words
+    assert words_of(three) == words
 
 
 @pytest.mark.browser
@@ -332,7 +308,7 @@ def test_every_end_of_every_slider_is_drawn_within_the_picture(three):
         three.get_by_label("adversary", exact=True).select_option(str(adversary))
         for key in ("Home", "End"):
             for slider in three.get_by_role("slider").all():
-                _press(three, slider, key)
+                press(three, slider, key)
             boxes = three.locator("ellipse, .advbook-arrows").evaluate_all(
                 "all => all.map((e) => { const b = e.getBBox(); return [b.x, b.y, b.x + b.width, b.y + b.height]; })"
             )
@@ -346,7 +322,7 @@ def test_every_end_of_every_slider_is_drawn_within_the_picture(three):
 @pytest.mark.browser
 def test_screen_reader_hears_what_grew(two):
     assert two.locator("output").text_content() == ""
-    _press(two, two.get_by_role("slider", name="strength"), "End")
+    press(two, two.get_by_role("slider", name="strength"), "End")
     two.wait_for_function("document.querySelector('output').textContent.includes('grows')")
     words = two.locator(".advbook-move").inner_text()
     assert two.locator("output").text_content() == words
@@ -364,7 +340,7 @@ def test_everything_has_a_name_and_fits_a_phone_and_stays_light(three, tmp_path)
     tops = set()
     for i in range(len(ADVERSARIES)):
         three.get_by_label("adversary", exact=True).select_option(str(i))
-        _settle(three)
+        settle(three)
         assert three.evaluate("document.documentElement.scrollWidth") <= 390
         tops.add(three.get_by_label("adversary", exact=True).evaluate("e => e.getBoundingClientRect().top + scrollY"))
     assert len(tops) == 1  # the sentence above keeps its room, whatever it says
@@ -377,19 +353,6 @@ def test_unmounting_stops_listening(two):
     assert two.evaluate("heard()") > 0
     two.evaluate("unmount()")
     assert two.evaluate("heard()") == 0
-
-
-FRAMES = """async () => {
-  const [card, input] = [".advbook-card", "input[type=range]"].map((name) => document.querySelector(name));
-  const times = [];
-  for (let i = 0; i < 100; i++) {
-    input.value = +input.min + (i / 100) * (input.max - input.min);
-    input.dispatchEvent(new Event("input"));
-    await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
-    times.push(+card.dataset.frameMs);
-  }
-  return times;
-}"""
 
 
 @pytest.mark.browser

@@ -16,10 +16,8 @@ import pytest
 import torch
 from matplotlib.image import imread
 from parity import largest, net_job, run_js, run_torch, state_of
-from playwright.sync_api import Browser, Page, sync_playwright
-from site_checks import chromium
-from test_mixture_slider import FRAMES, run_module
-from test_sliders_browser import QUIET_FLAGS, _drag, _opened, _pictures, _pixels, _press, _settle, _words
+from playwright.sync_api import Browser, Page
+from sliders_browser import FRAMES, drag, launched, opened, pictures_of, pixels_of, press, run_module, settle, words_of
 from torch import nn
 from traitlets import TraitError
 
@@ -254,42 +252,39 @@ def test_the_shipped_images_in_js_are_exact_to_a_grey_level_and_8_bits_would_not
 
 
 @pytest.fixture(scope="module")
-def chrome() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium(), args=list(QUIET_FLAGS))
-        yield opened
-        opened.close()
+def browser() -> Iterator[Browser]:
+    yield from launched()
 
 
 @pytest.fixture
-def page(chrome: Browser, tmp_path: Path) -> Iterator[Page]:
-    yield from _opened(chrome, state_of(PrincipalSlider(**arguments())), tmp_path)
+def page(browser: Browser, tmp_path: Path) -> Iterator[Page]:
+    yield from opened(browser, state_of(PrincipalSlider(**arguments())), tmp_path)
 
 
 @pytest.fixture
-def fashion(chrome: Browser, tmp_path: Path) -> Iterator[Page]:
-    yield from _opened(chrome, state_of(shipped()), tmp_path)
+def fashion(browser: Browser, tmp_path: Path) -> Iterator[Page]:
+    yield from opened(browser, state_of(shipped()), tmp_path)
 
 
 @pytest.mark.browser
 def test_keys_and_mouse_move_the_image_and_reset_takes_it_back(page):
-    before, words = _pictures(page), _words(page)
+    before, words = pictures_of(page), words_of(page)
     assert before[MEAN] == before[MOVED]
     assert page.locator(".advbook-move").inner_text() == "No move: the mean of the class."
     assert page.get_by_role("slider").count() == COUNT
     for slider in page.get_by_role("slider").all():
-        was = _pixels(page, MOVED)
-        _press(page, slider, *["ArrowRight"] * 5)
-        assert _pixels(page, MOVED) != was
-    _drag(page, page.get_by_role("slider").first, 0.05)
+        was = pixels_of(page, MOVED)
+        press(page, slider, *["ArrowRight"] * 5)
+        assert pixels_of(page, MOVED) != was
+    drag(page, page.get_by_role("slider").first, 0.05)
     assert page.evaluate("model.get('zeta_1')") < -2
-    assert _pixels(page, MEAN) == before[MEAN]
+    assert pixels_of(page, MEAN) == before[MEAN]
     page.get_by_label("class", exact=True).select_option("2")
-    _settle(page)
-    assert _pixels(page, MEAN) != before[MEAN]
+    settle(page)
+    assert pixels_of(page, MEAN) != before[MEAN]
     page.get_by_role("button", name="Reset").click()
-    _settle(page)
-    assert (_pictures(page), _words(page)) == (before, words)
+    settle(page)
+    assert (pictures_of(page), words_of(page)) == (before, words)
 
 
 @pytest.mark.browser
@@ -297,7 +292,7 @@ def test_the_page_says_what_torch_says_and_how_long_the_move_is(page):
     given = arguments()
     page.get_by_label("class", exact=True).select_option("1")
     page.evaluate("model.set('zeta_1', -2); model.set('zeta_4', 2.5)")
-    _settle(page)
+    settle(page)
     image = decoded(given, 1, np.array([[-2, 0, 0, 2.5]]))
     with torch.no_grad():
         said = classifier()(torch.from_numpy(image).float()[:, None]).softmax(1)[0]
@@ -312,7 +307,7 @@ def test_the_page_says_what_torch_says_and_how_long_the_move_is(page):
 @pytest.mark.browser
 def test_screen_reader_hears_the_move_and_the_answer(page):
     assert page.locator("output").text_content() == ""
-    _press(page, page.get_by_role("slider").first, "End")
+    press(page, page.get_by_role("slider").first, "End")
     page.wait_for_function("document.querySelector('output').textContent.includes('The classifier says')")
     spoken = page.locator("output").text_content()
     assert all(page.locator(part).text_content() in spoken for part in (".advbook-move", ".advbook-verdict"))
@@ -328,7 +323,7 @@ def test_everything_has_a_name_and_fits_a_phone_and_stays_light(fashion):
         assert canvas.get_attribute("aria-label")
     fashion.set_viewport_size({"width": 390, "height": 800})
     fashion.emulate_media(color_scheme="dark")
-    _settle(fashion)
+    settle(fashion)
     assert fashion.evaluate("document.documentElement.scrollWidth") <= 390
     boxes = [fashion.locator("canvas").nth(i).bounding_box() for i in (MEAN, MOVED)]
     assert boxes[0]["y"] == boxes[1]["y"]  # side by side

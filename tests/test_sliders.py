@@ -26,7 +26,7 @@ from advbook.fonts import IDENTITY, THETA_HIGH, THETA_LOW, transform
 from advbook.networks import cnn
 from advbook.sliders import AttackDirection, LatentSlider, OffManifoldWalk, OnManifoldAttack, ThresholdSlider
 from advbook.sliders.base import source
-from advbook.sliders.pack import pack, pack_fonts, pack_together
+from advbook.sliders.pack import pack, pack_fonts, pack_together, rounded
 
 FONTS, CLASSES, STEPS = 4, 10, 7
 EXAMPLES, LAST = 3, 8  # of the attack: examples, and the last step of a path
@@ -225,6 +225,106 @@ def test_convolutions_of_any_shape(data):
 
 
 @pytest.mark.node
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_transposed_convolutions_of_any_shape(data):
+    channels, out, height, width = (data.draw(st.integers(1, n)) for n in (5, 4, 6, 6))
+    stride, kernel = (data.draw(st.tuples(st.integers(1, n), st.integers(1, n))) for n in (3, 6))
+    more = tuple(data.draw(st.integers(0, its - 1)) for its in stride)  # torch allows less than the stride
+    sides = [(n - 1) * s + k + m for n, s, k, m in zip((height, width), stride, kernel, more, strict=True)]
+    padding = tuple(data.draw(st.integers(0, min(3, (side - 1) // 2))) for side in sides)
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    layer = nn.ConvTranspose2d(channels, out, kernel, stride, padding, more, bias=data.draw(st.booleans()))
+    x = torch.randn(2, channels, height, width)
+    expected = F.conv_transpose2d(x, layer.weight, layer.bias, stride, padding, more).detach()
+    assert largest(run_packed(nn.Sequential(layer), x), expected) <= 1e-5
+
+
+@pytest.mark.node
+def test_batch_norm_is_folded_into_the_transposed_convolution_before_it():
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Linear(5, 24), nn.Unflatten(1, (6, 2, 2)), nn.ConvTranspose2d(6, 3, 4, 2, 1), nn.BatchNorm2d(3), nn.Sigmoid()
+    )
+    norm = network[3]
+    for tensor, low, high in [(norm.running_mean, -1, 1), (norm.running_var, 0.3, 2), (norm.weight.data, 0.5, 3)]:
+        tensor.uniform_(low, high)
+    x = torch.randn(6, 5)
+    layers, _ = pack(network)
+    assert [layer["op"] for layer in layers] == ["linear", "unflatten", "conv_transpose2d", "sigmoid"]
+    with torch.no_grad():
+        assert largest(run_packed(network, x), network.eval()(x)) <= 1e-5
+
+
+def lone(layer: nn.Module) -> tuple[dict[str, Any], bytes]:
+    """A single layer, packed with 8 bits, and its bytes."""
+    (packed,), weights = pack(nn.Sequential(layer), bits=8)
+    return packed, weights
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Linear(30, 7), nn.Conv2d(3, 5, 3), nn.ConvTranspose2d(3, 5, 3, 2)],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_weights_of_8_bits_are_levels_of_each_output_channels_own_scale(layer):
+    torch.manual_seed(0)
+    by_output = layer.weight.detach().movedim(1 if isinstance(layer, nn.ConvTranspose2d) else 0, 0)  # views
+    channels = len(by_output)
+    by_output.mul_(10.0 ** torch.arange(channels).view(-1, *[1] * (by_output.ndim - 1)) / 1e3)
+    packed, weights = lone(layer)
+    reference = packed["tensors"]["weight"]
+    count = layer.weight.numel()
+    assert reference["dtype"] == "int8"
+    assert len(weights) == 4 * channels + -(-count // 4) * 4 + 4 * channels  # scales, levels, biases
+    tops = by_output.flatten(1).abs().amax(1)
+    scales = np.frombuffer(weights, "<f4", channels, reference["offset"])
+    levels = np.frombuffer(weights, "i1", count, reference["offset"] + 4 * channels).reshape(channels, -1)
+    assert scales == pytest.approx(tops.numpy() / 127, rel=1e-6)
+    assert (abs(levels).max(1) == 127).all()
+    near = next(module for module in rounded(nn.Sequential(layer))).weight
+    assert largest(near, layer.weight.detach()) > 0
+    error = (
+        (near - layer.weight).detach().movedim(1 if isinstance(layer, nn.ConvTranspose2d) else 0, 0).flatten(1).abs()
+    )
+    assert (error.amax(1) <= 0.5001 * tops / 127).all()
+
+
+def test_a_channel_of_zeros_stays_zero_with_8_bits_and_biases_keep_32():
+    layer = nn.Linear(6, 3)
+    with torch.no_grad():
+        layer.weight[1] = 0
+    near = rounded(nn.Sequential(layer))[0]
+    assert (near.weight[1] == 0).all()
+    assert torch.equal(near.bias, layer.bias)
+    packed, weights = lone(layer)
+    assert np.array_equal(np.frombuffer(weights, "<f4", 3, packed["tensors"]["bias"]["offset"]), layer.bias.detach())
+
+
+def test_a_rounded_network_is_what_its_bytes_of_8_bits_mean_and_does_not_change_if_rounded_again():
+    network, x = classifier(), torch.rand(5, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    near = rounded(network)
+    with torch.no_grad():
+        assert largest(run_torch(*pack(network, bits=8), x), near(x)) <= 1e-5
+        assert largest(rounded(near)(x), near(x)) <= 1e-5
+        assert 1e-3 < largest(network.eval()(x), near(x)) < 0.5
+
+
+def test_networks_packed_together_with_8_bits_are_what_they_are_alone():
+    networks = [classifier(seed) for seed in range(2)]
+    layers, weights = pack_together(networks, bits=8)
+    x = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    for network, its in zip(networks, layers, strict=True):
+        assert largest(run_torch(its, weights, x), run_torch(*pack(network, bits=8), x)) == 0
+
+
+@pytest.mark.parametrize("bits", [4, 16, 0])
+def test_other_bits_are_refused(bits):
+    with pytest.raises(ValueError, match=rf"bits = {bits}; allowed are 8 and 32\."):
+        pack(nn.Sequential(nn.Linear(2, 2)), bits=bits)
+
+
+@pytest.mark.node
 def test_linear_relu_softmax_flatten():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(15, 8, bias=False), nn.ReLU(), nn.Linear(8, 5), nn.Softmax(1))
@@ -338,7 +438,11 @@ def test_packing_leaves_the_network_as_it_was():
         nn.Conv2d(1, 1, 3, dilation=2),
         nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"),
         nn.Conv2d(1, 1, 3, padding="same"),
+        nn.ConvTranspose2d(2, 2, 3, groups=2),
+        nn.ConvTranspose2d(1, 1, 3, dilation=2),
         nn.Flatten(2),
+        nn.Unflatten(2, (1, 1)),
+        nn.Unflatten(1, (-1, 1)),
         nn.Softmax(2),
     ],
     ids=str,

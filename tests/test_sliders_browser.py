@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from parity import state_of
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
-from site_checks import chromium
+from playwright.sync_api import Browser, Locator, Page
+from sliders_browser import drag, launched, opened, pictures_of, pixels_of, press, settle, words_of
 from test_sliders import (
     EXAMPLES,
     LAST,
@@ -39,51 +37,10 @@ from test_sliders import (
 
 pytestmark = pytest.mark.browser
 
-QUIET_FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-
-# A page that speaks anywidget's protocol and nothing else: get, set, save_changes, on, off.
-PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1"><title>figure</title>
-<style>body { margin: 0; padding: 8px } CSS</style><div id="root"></div>
-<script type="module">
-const state = STATE;
-for (const [name, value] of Object.entries(state))
-  if (value?.bytes !== undefined)
-    state[name] = new DataView(Uint8Array.from(atob(value.bytes), (c) => c.charCodeAt(0)).buffer);
-const listeners = {};
-window.saved = 0;
-window.model = {
-  get: (name) => state[name],
-  set(name, value) {
-    if (state[name] === value) return;
-    state[name] = value;
-    for (const call of listeners[`change:${name}`] ?? []) call();
-  },
-  save_changes: () => { window.saved++; },
-  on: (event, call) => (listeners[event] ??= new Set()).add(call),
-  off: (event, call) => listeners[event].delete(call),
-};
-window.heard = () => Object.values(listeners).reduce((sum, calls) => sum + calls.size, 0);
-const url = URL.createObjectURL(new Blob([state._esm], { type: "text/javascript" }));
-const { default: figure } = await import(url);
-window.unmount = await figure.render({ model: window.model, el: document.getElementById("root") });
-document.body.dataset.ready = "yes";
-</script></html>"""
-
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium(), args=list(QUIET_FLAGS))
-        yield opened
-        opened.close()
+    yield from launched()
 
 
 @pytest.fixture(params=["latent", "walk", "attack", "direction", "threshold"])
@@ -97,95 +54,38 @@ def figure(request: pytest.FixtureRequest, browser: Browser, tmp_path: Path) -> 
         "threshold": threshold_slider,
     }
     widget = makers[request.param]()
-    yield from _opened(browser, state_of(widget), tmp_path)
+    yield from opened(browser, state_of(widget), tmp_path)
 
 
 @pytest.fixture
 def latent(browser: Browser, tmp_path: Path) -> Iterator[Page]:
-    yield from _opened(browser, state_of(latent_slider()), tmp_path)
+    yield from opened(browser, state_of(latent_slider()), tmp_path)
 
 
 @pytest.fixture
 def walk(browser: Browser, tmp_path: Path) -> Iterator[Page]:
-    yield from _opened(browser, state_of(off_manifold_walk()), tmp_path)
+    yield from opened(browser, state_of(off_manifold_walk()), tmp_path)
 
 
 @pytest.fixture
 def attack(browser: Browser, tmp_path: Path) -> Iterator[Page]:
-    yield from _opened(browser, state_of(on_manifold_attack()), tmp_path)
+    yield from opened(browser, state_of(on_manifold_attack()), tmp_path)
 
 
 @pytest.fixture
 def direction(browser: Browser, tmp_path: Path) -> Iterator[Page]:
-    yield from _opened(browser, state_of(attack_direction()), tmp_path)
+    yield from opened(browser, state_of(attack_direction()), tmp_path)
 
 
 @pytest.fixture
 def threshold(browser: Browser, tmp_path: Path) -> Iterator[Page]:
-    yield from _opened(browser, state_of(threshold_slider()), tmp_path)
-
-
-def _opened(browser: Browser, state: dict[str, Any], folder: Path) -> Iterator[Page]:
-    """A page from disk with one figure; ends with a check that it was quiet and stayed within itself."""
-    path = folder / "figure.html"
-    path.write_text(_html(state), encoding="utf-8")
-    page = browser.new_page(viewport={"width": 1000, "height": 800})
-    outside: list[str] = []
-    errors: list[str] = []
-    page.on("request", lambda r: None if r.url.startswith(("file:", "blob:")) else outside.append(r.url))
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.goto(path.as_uri())
-    page.wait_for_selector("body[data-ready]", state="attached")
-    yield page
-    page.close()
-    assert outside == []
-    assert errors == []
-
-
-def _html(state: dict[str, Any]) -> str:
-    plain = {
-        name: {"bytes": base64.b64encode(value).decode()} if isinstance(value, bytes | memoryview) else value
-        for name, value in state.items()
-    }
-    text = json.dumps(plain, default=str).replace("<", "\\u003c")
-    return PAGE.replace("CSS", state["_css"]).replace("STATE", text)
-
-
-def _pixels(page: Page, index: int = 0) -> str:
-    """A canvas, as text to compare."""
-    return str(page.locator("canvas").nth(index).evaluate("canvas => canvas.toDataURL()"))
-
-
-def _pictures(page: Page) -> list[str]:
-    return [_pixels(page, i) for i in range(page.locator("canvas").count())]
-
-
-def _words(page: Page) -> list[str]:
-    """What the card says to the eye: the sentence for the ear comes later, when the figure rests."""
-    return list(page.locator(".advbook-card > :not(output)").all_inner_texts())
-
-
-def _settle(page: Page) -> None:
-    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-
-
-def _drag(page: Page, slider: Locator, share: float) -> None:
-    """Presses the mouse in the middle of a slider and drags to a share of its width."""
-    box = slider.bounding_box()
-    assert box is not None
-    middle = box["y"] + box["height"] / 2
-    page.mouse.move(box["x"] + box["width"] / 2, middle)
-    page.mouse.down()
-    page.mouse.move(box["x"] + share * box["width"], middle, steps=5)
-    page.mouse.up()
-    _settle(page)
+    yield from opened(browser, state_of(threshold_slider()), tmp_path)
 
 
 def test_mouse_moves_picture_answer_and_trait(latent):
-    before, answer = _pixels(latent), latent.locator(".advbook-bars").inner_text()
-    _drag(latent, latent.get_by_role("slider", name="rotation"), 0.9)
-    assert _pixels(latent) != before
+    before, answer = pixels_of(latent), latent.locator(".advbook-bars").inner_text()
+    drag(latent, latent.get_by_role("slider", name="rotation"), 0.9)
+    assert pixels_of(latent) != before
     assert latent.locator(".advbook-bars").inner_text() != answer
     assert latent.evaluate("model.get('rotation')") > 0.5
     assert latent.evaluate("saved") > 0
@@ -193,16 +93,16 @@ def test_mouse_moves_picture_answer_and_trait(latent):
 
 @pytest.mark.parametrize("name", ["shift x", "shift y", "shear x", "shear y", "scale", "rotation"])
 def test_keys_move_every_slider(latent, name):
-    before = _pixels(latent)
+    before = pixels_of(latent)
     slider = latent.get_by_role("slider", name=name)
     slider.focus()
     start = float(slider.input_value())
     for _ in range(3):
         latent.keyboard.press("ArrowRight")
-    _settle(latent)
+    settle(latent)
     step = float(slider.get_attribute("step"))
     assert float(slider.input_value()) == pytest.approx(start + 3 * step)
-    assert _pixels(latent) != before
+    assert pixels_of(latent) != before
 
 
 def test_the_ends_of_a_slider_stay_within_the_box(latent):
@@ -216,48 +116,48 @@ def test_the_ends_of_a_slider_stay_within_the_box(latent):
 
 
 def test_letter_and_font_change_the_picture(latent):
-    seen = {_pixels(latent)}
+    seen = {pixels_of(latent)}
     for label, value in [("letter", "3"), ("font", "1")]:
         latent.get_by_label(label, exact=False).and_(latent.locator("select")).select_option(value)
-        _settle(latent)
-        seen.add(_pixels(latent))
+        settle(latent)
+        seen.add(pixels_of(latent))
     assert len(seen) == 3
     assert "D" in latent.locator("canvas").get_attribute("aria-label")
 
 
 def test_reset_returns_to_the_start(figure):
-    before, words = _pictures(figure), _words(figure)
-    _drag(figure, figure.get_by_role("slider").first, 0.1)
+    before, words = pictures_of(figure), words_of(figure)
+    drag(figure, figure.get_by_role("slider").first, 0.1)
     figure.locator("select").first.select_option("1")
-    _settle(figure)
-    assert _pictures(figure) != before
+    settle(figure)
+    assert pictures_of(figure) != before
     figure.get_by_role("button", name="Reset").click()
-    _settle(figure)
-    assert _pictures(figure) == before
-    assert _words(figure) == words
+    settle(figure)
+    assert pictures_of(figure) == before
+    assert words_of(figure) == words
 
 
 def test_the_model_moves_the_figure(figure):
     first = next(control for control in figure.evaluate("model.get('controls')") if "min" in control)
-    before = _pictures(figure), _words(figure)
+    before = pictures_of(figure), words_of(figure)
     figure.evaluate(f"model.set('{first['name']}', 0.06)")
-    _settle(figure)
-    assert (_pictures(figure), _words(figure)) != before
+    settle(figure)
+    assert (pictures_of(figure), words_of(figure)) != before
     assert float(figure.locator("input[type=range]").first.input_value()) == pytest.approx(0.06)
 
 
 def test_walk_shows_live_picture_beside_precomputed_projection(walk):
-    live, projection = _pixels(walk, 0), _pixels(walk, 1)
+    live, projection = pixels_of(walk, 0), pixels_of(walk, 1)
     slider = walk.get_by_role("slider")
     slider.focus()
     walk.keyboard.press("ArrowRight")
-    _settle(walk)
+    settle(walk)
     # One small step moves the live picture, but not yet the projection: it was computed for a few t only.
-    assert _pixels(walk, 0) != live
-    assert _pixels(walk, 1) == projection
+    assert pixels_of(walk, 0) != live
+    assert pixels_of(walk, 1) == projection
     walk.keyboard.press("End")
-    _settle(walk)
-    assert _pixels(walk, 1) != projection
+    settle(walk)
+    assert pixels_of(walk, 1) != projection
     captions = walk.locator("figcaption").all_inner_texts()
     assert "live" in captions[0]
     assert "precomputed at t = 1.50" in captions[1]
@@ -267,7 +167,7 @@ def test_walk_shows_live_picture_beside_precomputed_projection(walk):
 def test_walk_marks_t_in_the_plot(walk):
     cursor = walk.locator(".advbook-cursor")
     left = float(cursor.get_attribute("x1"))
-    _drag(walk, walk.get_by_role("slider"), 0.75)
+    drag(walk, walk.get_by_role("slider"), 0.75)
     assert float(cursor.get_attribute("x1")) > left
     assert walk.locator("svg circle.advbook-right, svg path.advbook-wrong").count() == 7
 
@@ -283,21 +183,14 @@ def _path_slider(page: Page) -> Locator:
     return page.get_by_role("slider", name="step of the attack's path")
 
 
-def _press(page: Page, slider: Locator, *keys: str) -> None:
-    slider.focus()
-    for key in keys:
-        page.keyboard.press(key)
-    _settle(page)
-
-
 def _show_example(page: Page, example: int) -> None:
     page.get_by_label("example").select_option(str(example))
-    _settle(page)
+    settle(page)
 
 
 def test_the_path_slider_moves_the_six_sliders_by_keys(attack):
     path = attack_arguments()["path"]
-    _press(attack, _path_slider(attack), *["ArrowRight"] * 3)
+    press(attack, _path_slider(attack), *["ArrowRight"] * 3)
     assert attack.evaluate("model.get('step')") == 3
     assert _zeta(attack) == pytest.approx(path[0, 3], abs=1e-6)
     for name, value in zip(MOVES, path[0, 3], strict=True):
@@ -308,38 +201,38 @@ def test_the_path_slider_moves_the_six_sliders_by_keys(attack):
 
 
 def test_the_path_slider_moves_the_picture_by_mouse(attack):
-    original, moved = _pixels(attack, ORIGINAL), _pixels(attack, MOVED)
+    original, moved = pixels_of(attack, ORIGINAL), pixels_of(attack, MOVED)
     assert original == moved
-    _drag(attack, _path_slider(attack), 0.95)
+    drag(attack, _path_slider(attack), 0.95)
     assert attack.evaluate("model.get('step')") == LAST
     assert _zeta(attack) == pytest.approx(attack_arguments()["path"][0, LAST], abs=1e-6)
-    assert _pixels(attack, MOVED) != moved
-    assert _pixels(attack, ORIGINAL) == original
+    assert pixels_of(attack, MOVED) != moved
+    assert pixels_of(attack, ORIGINAL) == original
     assert attack.evaluate("saved") > 0
 
 
 @pytest.mark.parametrize("by", ["keys", "mouse"])
 def test_a_move_by_hand_changes_the_moved_image_alone(attack, by):
     _show_example(attack, 1)
-    _press(attack, _path_slider(attack), "ArrowRight")
+    press(attack, _path_slider(attack), "ArrowRight")
     for index in range(len(MOVES)):
-        original, moved, zeta = _pixels(attack, ORIGINAL), _pixels(attack, MOVED), _zeta(attack)
+        original, moved, zeta = pixels_of(attack, ORIGINAL), pixels_of(attack, MOVED), _zeta(attack)
         slider = attack.get_by_role("slider").nth(index)
         if by == "keys":
-            _press(attack, slider, *["ArrowLeft"] * 5)
+            press(attack, slider, *["ArrowLeft"] * 5)
         else:
-            _drag(attack, slider, 0.3)
+            drag(attack, slider, 0.3)
         after = _zeta(attack)
         assert [a != b for a, b in zip(after, zeta, strict=True)] == [i == index for i in range(len(MOVES))]
-        assert _pixels(attack, MOVED) != moved
-        assert _pixels(attack, ORIGINAL) == original
+        assert pixels_of(attack, MOVED) != moved
+        assert pixels_of(attack, ORIGINAL) == original
         assert attack.evaluate("model.get('step')") == 1
 
 
 def test_the_ends_of_a_move_are_the_budget(attack):
     slider = attack.get_by_role("slider", name="ζ of scale")
     for key, end in [("End", 0.0667), ("Home", -0.0667)]:
-        _press(attack, slider, key)
+        press(attack, slider, key)
         assert attack.evaluate("model.get('zeta_scale')") == pytest.approx(end, rel=1e-4)
         assert "100.0 % of its budget" in attack.locator(".advbook-move").inner_text()
 
@@ -347,14 +240,14 @@ def test_the_ends_of_a_move_are_the_budget(attack):
 def test_another_example_starts_anew(attack):
     pictures = set()
     for example in (1, 2, 0):
-        _press(attack, _path_slider(attack), "End")
-        _press(attack, attack.get_by_role("slider", name="rotation"), *["ArrowRight"] * 3)
+        press(attack, _path_slider(attack), "End")
+        press(attack, attack.get_by_role("slider", name="rotation"), *["ArrowRight"] * 3)
         _show_example(attack, example)
         assert attack.evaluate("model.get('step')") == 0
         assert _zeta(attack) == [0] * 6
-        assert _pixels(attack, ORIGINAL) == _pixels(attack, MOVED)
-        pictures.add(_pixels(attack, MOVED))
-        _press(attack, _path_slider(attack), "ArrowRight", "ArrowRight")
+        assert pixels_of(attack, ORIGINAL) == pixels_of(attack, MOVED)
+        pictures.add(pixels_of(attack, MOVED))
+        press(attack, _path_slider(attack), "ArrowRight", "ArrowRight")
         assert _zeta(attack) == pytest.approx(attack_arguments()["path"][example, 2], abs=1e-6)
     assert len(pictures) == EXAMPLES
 
@@ -372,7 +265,7 @@ def _first_error_is_marked(attack: Page, example: int) -> None:
     assert attack.locator("svg circle.advbook-right, svg path.advbook-wrong").count() == LAST + 1
     verdict = attack.locator(".advbook-move")
     for step, fooled in [(first - 1, False), (first, True)]:
-        _press(attack, _path_slider(attack), "Home", *["ArrowRight"] * step)
+        press(attack, _path_slider(attack), "Home", *["ArrowRight"] * step)
         share = f"{100 * step / LAST:.1f} %"
         outcome = f"takes {share} of its budget η. The classifier is {'' if fooled else 'not '}fooled."
         assert verdict.inner_text().endswith(outcome)
@@ -395,10 +288,10 @@ def test_the_curve_is_the_confidence_that_torch_finds(attack):
 def test_the_ring_is_on_the_path_until_a_hand_moves_it(attack):
     ring = attack.locator(".advbook-ring")
     points = dict(point.split(",") for point in attack.locator(".advbook-line").get_attribute("points").split(" "))
-    _press(attack, _path_slider(attack), *["ArrowRight"] * 4)
+    press(attack, _path_slider(attack), *["ArrowRight"] * 4)
     assert float(points[ring.get_attribute("cx")]) == pytest.approx(float(ring.get_attribute("cy")), abs=1e-6)
     before = float(ring.get_attribute("cy"))
-    _press(attack, attack.get_by_role("slider", name="rotation"), "Home")
+    press(attack, attack.get_by_role("slider", name="rotation"), "Home")
     assert abs(float(ring.get_attribute("cy")) - before) > 1
     assert float(ring.get_attribute("cx")) == _cursor(attack)
 
@@ -412,7 +305,7 @@ def test_a_classifier_that_errs_from_the_start_and_a_path_that_never_fools(brows
     arguments = attack_arguments()
     labels = [(arguments["labels"][0] + 1) % 10, *arguments["labels"][1:]]
     widget = on_manifold_attack(labels=labels, path=0 * arguments["path"])
-    for page in _opened(browser, state_of(widget), tmp_path):
+    for page in opened(browser, state_of(widget), tmp_path):
         assert page.locator(".advbook-move").inner_text() == "No move. The classifier errs even without a move."
         assert page.locator(".advbook-flag text").text_content() == "first error: step 0"
         _show_example(page, 1)
@@ -424,23 +317,23 @@ def test_a_classifier_that_errs_from_the_start_and_a_path_that_never_fools(brows
 def test_a_saved_attack_opens_where_python_left_it(browser, tmp_path):
     widget = on_manifold_attack()
     widget.example, widget.step, widget.zeta_rotation = 1, 4, 0.0
-    for page in _opened(browser, state_of(widget), tmp_path):
+    for page in opened(browser, state_of(widget), tmp_path):
         assert _path_slider(page).input_value() == "4"
         assert page.get_by_role("slider", name="rotation").get_attribute("aria-valuetext") == "0.0°"
         assert _zeta(page) == [getattr(widget, name) for name in MOVES]
-        assert _pixels(page, ORIGINAL) != _pixels(page, MOVED)
+        assert pixels_of(page, ORIGINAL) != pixels_of(page, MOVED)
 
 
 def test_python_and_the_browser_move_alike(attack):
     widget = on_manifold_attack()
     _show_example(attack, 2)
-    _press(attack, _path_slider(attack), *["ArrowRight"] * 5)
+    press(attack, _path_slider(attack), *["ArrowRight"] * 5)
     widget.example, widget.step = 2, 5
     assert _zeta(attack) == pytest.approx([getattr(widget, name) for name in MOVES], abs=1e-6)
 
 
 def test_screen_reader_hears_the_move_and_the_answer(attack):
-    _press(attack, _path_slider(attack), "End")
+    press(attack, _path_slider(attack), "End")
     attack.wait_for_function("document.querySelector('output').textContent.includes('The classifier says')")
     spoken = attack.locator("output[aria-live=polite]").text_content()
     for part in (".advbook-move", ".advbook-verdict"):
@@ -453,7 +346,7 @@ def test_an_attack_on_a_phone_moves_by_touch_of_any_slider_without_a_jump(attack
     tops = set()
     slider = attack.get_by_role("slider", name="ζ of shift x")
     for keys in ([], ["Home"], ["End"], *[["ArrowLeft"]] * 3):
-        _press(attack, slider, *keys)
+        press(attack, slider, *keys)
         tops.add(slider.evaluate("e => e.getBoundingClientRect().top + scrollY"))
     assert len(tops) == 1  # the sentence above keeps its room, whatever it says
     assert attack.evaluate("document.documentElement.scrollWidth") <= 390
@@ -482,7 +375,7 @@ def test_screen_reader_hears_once_the_slider_rests(latent):
     slider.focus()
     for _ in range(5):
         latent.keyboard.press("ArrowLeft")
-    _settle(latent)
+    settle(latent)
     assert spoken.text_content() == ""
     latent.wait_for_function("document.querySelector('output').textContent.includes('The classifier says')")
     assert spoken.text_content() == latent.locator(".advbook-verdict").text_content()
@@ -496,7 +389,7 @@ def test_focus_is_visible(figure):
 
 def test_phone_has_no_sideways_scroll(figure, tmp_path):
     figure.set_viewport_size({"width": 390, "height": 800})
-    _settle(figure)
+    settle(figure)
     figure.screenshot(path=tmp_path / "phone.png", full_page=True)
     assert figure.evaluate("document.documentElement.scrollWidth") <= 390
 
@@ -612,7 +505,7 @@ def test_a_direction_says_of_each_network_what_torch_says(direction):
     sides = set()
     for example, key, t in [(0, "Home", 0.0), (0, "End", 2.0), (1, "Home", 0.0), (1, "End", 2.0), (2, "End", 2.0)]:
         _show_example(direction, example)
-        _press(direction, direction.get_by_role("slider"), key)
+        press(direction, direction.get_by_role("slider"), key)
         panels = direction.locator(".advbook-panel").all()
         for panel, name, its in zip(panels, TAUS, _said(example, [t])[:, 0], strict=True):
             best, accepted = int(its.argmax()), bool(its.max() >= TAUS[name])
@@ -630,20 +523,20 @@ def test_a_direction_says_of_each_network_what_torch_says(direction):
 def test_a_direction_starts_at_the_attacks_end_and_zero_is_the_image(direction):
     slider = direction.get_by_role("slider")
     assert direction.evaluate("model.get('t')") == 1
-    assert len(set(_pictures(direction))) == len(TAUS)
-    _press(direction, slider, "Home")
-    assert len(set(_pictures(direction))) == 1
-    _press(direction, slider, "ArrowRight")
+    assert len(set(pictures_of(direction))) == len(TAUS)
+    press(direction, slider, "Home")
+    assert len(set(pictures_of(direction))) == 1
+    press(direction, slider, "ArrowRight")
     assert direction.evaluate("model.get('t')") == pytest.approx(0.02)
-    assert len(set(_pictures(direction))) == len(TAUS)
-    _press(direction, slider, *["PageUp"] * 5)
-    _drag(direction, slider, 0.75)
+    assert len(set(pictures_of(direction))) == len(TAUS)
+    press(direction, slider, *["PageUp"] * 5)
+    drag(direction, slider, 0.75)
     assert direction.evaluate("model.get('t')") == pytest.approx(1.5, abs=0.1)
     assert (_cursor(direction) - 44) / 384 * 2 == pytest.approx(direction.evaluate("model.get('t')"))
 
 
 def test_the_symbols_of_a_direction_are_at_the_cursor(direction):
-    _press(direction, direction.get_by_role("slider"), "ArrowRight")
+    press(direction, direction.get_by_role("slider"), "ArrowRight")
     places = _all(direction, ON_CURVES, "e.getAttribute('transform').slice(10, -1).split(' ').map(Number)")
     assert [x for x, _ in places] == [_cursor(direction)] * len(TAUS)
     heights = [100 * (130 - y) / 104 for _, y in places]
@@ -654,7 +547,7 @@ def test_screen_reader_hears_every_network_and_nothing_before_a_move(direction):
     _complete(direction)
     direction.wait_for_timeout(700)
     assert direction.locator("output").text_content() == ""
-    _press(direction, direction.get_by_role("slider"), "End")
+    press(direction, direction.get_by_role("slider"), "End")
     direction.wait_for_function("document.querySelector('output').textContent.startsWith('At t = 2.00.')")
     spoken = direction.locator("output").text_content()
     for name, verdict in zip(TAUS, direction.locator(".advbook-verdict").all_text_contents(), strict=True):
@@ -685,7 +578,7 @@ def test_other_numbers_of_networks_with_long_names_fit_a_phone(browser, tmp_path
     given = {key: 2 * list(arguments[key].values()) for key in ("networks", "deltas", "taus")}
     names = [f"adversarial training on the classes of data set {i}" for i in range(count)]
     widget = attack_direction(**{key: dict(zip(names, values, strict=False)) for key, values in given.items()})
-    for page in _opened(browser, state_of(widget), tmp_path):
+    for page in opened(browser, state_of(widget), tmp_path):
         for width in (390, 1000):
             page.set_viewport_size({"width": width, "height": 800})
             assert page.locator(".advbook-panel").count() == count
@@ -725,12 +618,12 @@ def _check_rates(page: Page, network: str, threat: str, tau: float) -> None:
 
 def _choose(page: Page, label: str, value: int) -> None:
     page.get_by_label(label, exact=True).select_option(str(value))
-    _settle(page)
+    settle(page)
 
 
 def _tau(page: Page, tau: float) -> None:
     page.evaluate(f"model.set('tau', {tau})")
-    _settle(page)
+    settle(page)
 
 
 def test_the_rates_shown_are_those_of_numpy(threshold):
@@ -745,10 +638,10 @@ def test_the_rates_shown_are_those_of_numpy(threshold):
 
 def test_keys_move_the_threshold_and_nothing_is_accepted_at_one(threshold):
     slider = threshold.get_by_role("slider")
-    _press(threshold, slider, "ArrowRight")
+    press(threshold, slider, "ArrowRight")
     assert threshold.evaluate("model.get('tau')") == pytest.approx(TAU99["normal"] + 0.001)
     for key, tau, seen in [("End", 1, "hidden"), ("Home", 0, "visible")]:
-        _press(threshold, slider, key)
+        press(threshold, slider, key)
         assert threshold.evaluate("model.get('tau')") == tau
         _check_rates(threshold, "normal", THREATS[0], tau)
         assert (_rates_shown(threshold)["robustError"] == "nothing accepted") == (tau == 1)
@@ -831,11 +724,11 @@ def test_what_crosses_in_a_move_is_highlighted_until_the_next_move(threshold):
 
 
 def test_another_threat_or_network_changes_the_attacked_pictures_alone(threshold):
-    seen = [_pictures(threshold)]
+    seen = [pictures_of(threshold)]
     for label in ("threat", "network"):
         _choose(threshold, label, 1)
         assert not any(_changed(threshold))
-        seen.append(_pictures(threshold))
+        seen.append(pictures_of(threshold))
     assert seen[0][::2] == seen[1][::2] == seen[2][::2]
     assert all(len(set(its)) == 3 for its in zip(*(pictures[1::2] for pictures in seen), strict=True))
 
@@ -854,6 +747,6 @@ def test_a_saved_threshold_opens_where_python_left_it(browser, tmp_path):
     widget = threshold_slider()
     widget.network, widget.threat = 1, 2
     widget.tau = 0.4
-    for page in _opened(browser, state_of(widget), tmp_path):
+    for page in opened(browser, state_of(widget), tmp_path):
         assert page.get_by_role("slider").get_attribute("aria-valuetext") == "0.400"
         _check_rates(page, "CCAT", "L2", 0.4)

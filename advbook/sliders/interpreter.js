@@ -1,14 +1,26 @@
 // A small layer interpreter: packed layers and their bytes in, tensors out. Pure functions, no DOM.
 // A tensor is { data, shape } with row-major data and no batch axis; pack.py writes what `load` reads.
 
-const ARRAYS = { float32: Float32Array, uint8: Uint8Array };
+/** The numbers of a tensor: (ArrayBuffer, offset, shape) -> array. */
+const READERS = {
+  float32: (buffer, offset, shape) => new Float32Array(buffer, offset, size(shape)),
+  uint8: (buffer, offset, shape) => new Uint8Array(buffer, offset, size(shape)),
+  // A scale for each output channel, then the levels.
+  int8: (buffer, offset, shape) => {
+    const scales = new Float32Array(buffer, offset, shape[0]);
+    const levels = new Int8Array(buffer, offset + scales.byteLength, size(shape));
+    const [numbers, row] = [new Float32Array(levels), levels.length / shape[0]];
+    for (let i = 0; i < numbers.length; i++) numbers[i] *= scales[Math.floor(i / row)];
+    return numbers;
+  },
+};
 
 const size = (shape) => shape.reduce((product, n) => product * n, 1);
 
 /** The function that packed layers describe: (layers, DataView or Uint8Array) -> (tensor -> tensor). */
 export function load(layers, bytes) {
   const buffer = bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.byteLength);
-  const tensor = ({ dtype, offset, shape }) => ({ shape, data: new ARRAYS[dtype](buffer, offset, size(shape)) });
+  const tensor = ({ dtype, offset, shape }) => ({ shape, data: READERS[dtype](buffer, offset, shape) });
   const steps = layers.map(({ op, tensors, ...settings }) => {
     if (!Object.hasOwn(OPS, op)) throw new TypeError(`The interpreter has no layer "${op}".`);
     const read = Object.entries(tensors).map(([name, reference]) => [name, tensor(reference)]);
@@ -39,7 +51,7 @@ export function softmax({ data, shape }) {
 }
 
 /** Every layer the interpreter knows: (tensor, parameters) -> tensor. */
-export const OPS = { conv2d, flatten, fonts, linear, relu, softmax };
+export const OPS = { conv2d, conv_transpose2d: convTranspose2d, flatten, fonts, linear, relu, sigmoid, softmax, unflatten };
 
 const clamp = (v) => Math.min(1, Math.max(0, v));
 
@@ -47,8 +59,16 @@ function relu({ data, shape }) {
   return { shape, data: data.map((v) => (v > 0 ? v : 0)) };
 }
 
+function sigmoid({ data, shape }) {
+  return { shape, data: Float32Array.from(data, (v) => 1 / (1 + Math.exp(-v))) };
+}
+
 function flatten({ data }) {
   return { shape: [data.length], data };
+}
+
+function unflatten({ data }, { shape }) {
+  return { shape, data };
 }
 
 function linear({ data }, { weight, bias }) {
@@ -91,6 +111,37 @@ function copyPatch(data, [channels, height, width], top, left, kernelHeight, ker
       }
     }
   }
+}
+
+/**
+ * [I, H, W] -> [O, H', W']: every input position lays its kernel, weighted by its channels, over the output. The kernels
+ * are [O, h, w, I], so that the sum over the channels is an inner product.
+ */
+function convTranspose2d({ data, shape }, { weight, bias, stride, padding, output_padding: more }) {
+  const [inputs, height, width] = shape;
+  const [channels, kernelHeight, kernelWidth] = weight.shape;
+  const rows = (height - 1) * stride[0] - 2 * padding[0] + kernelHeight + more[0];
+  const columns = (width - 1) * stride[1] - 2 * padding[1] + kernelWidth + more[1];
+  const places = Array.from({ length: height * width }, (_, i) => Float32Array.from({ length: inputs }, (_, c) => data[c * height * width + i]));
+  const out = new Float32Array(channels * rows * columns);
+  for (let channel = 0; channel < channels; channel++) {
+    out.fill(bias.data[channel], channel * rows * columns, (channel + 1) * rows * columns);
+    for (let ky = 0; ky < kernelHeight; ky++) {
+      for (let kx = 0; kx < kernelWidth; kx++) {
+        const start = ((channel * kernelHeight + ky) * kernelWidth + kx) * inputs;
+        for (let y = 0; y < height; y++) {
+          const row = y * stride[0] - padding[0] + ky;
+          if (row < 0 || row >= rows) continue;
+          for (let x = 0; x < width; x++) {
+            const column = x * stride[1] - padding[1] + kx;
+            if (column < 0 || column >= columns) continue;
+            out[(channel * rows + row) * columns + column] += dot(weight.data, start, places[y * width + x], inputs);
+          }
+        }
+      }
+    }
+  }
+  return { shape: [channels, rows, columns], data: out };
 }
 
 /** Inner product of `length` numbers of a (from `start`) and b. Four sums at once: a frame takes half the time. */

@@ -1,8 +1,9 @@
 """Networks and decoders as layers and bytes that interpreter.js runs.
 
 A layer is a dict: its `op`, its settings, and under `tensors` where each of its tensors lies in the bytes
-(dtype, offset in bytes, shape). Numbers are little-endian float32, pixels uint8. For a new layer, register
-one function here and add one to OPS in interpreter.js.
+(dtype, offset in bytes, shape). Numbers are little-endian float32, pixels uint8, weights in 8 bits int8: a float32
+scale for each output channel, then the levels, which count it. For a new layer, register one function here and add
+one to OPS in interpreter.js.
 """
 
 from __future__ import annotations
@@ -20,26 +21,43 @@ from advbook.networks import folded
 
 Layer = dict[str, Any]
 Array = NDArray[np.generic]
+_LEVELS = 127  # of int8, on either side of zero
 
 
-def pack(network: nn.Sequential) -> tuple[list[Layer], bytes]:
+def pack(network: nn.Sequential, *, bits: int = 32) -> tuple[list[Layer], bytes]:
     """A network in evaluation mode as layers and bytes: batch norm folded, adjacent linear layers multiplied.
 
-    Raises TypeError for a layer, or a setting of a layer, that the interpreter does not know.
+    bits: of a weight, 32 or 8. With 8 bits, a weight is one of 255 levels of equal distance around zero, as far apart
+    as the largest weight of its output channel asks for; biases keep 32. Raises TypeError for a layer, or a setting
+    of a layer, that the interpreter does not know, ValueError for other bits.
     """
+    if bits not in (8, 32):
+        raise ValueError(f"bits = {bits}; allowed are 8 and 32.")
     modules = _multiplied(list(folded(network)))
-    return _assemble([_described(module) for module in modules])
+    return _assemble([_described(module) for module in modules], bits)
 
 
-def pack_together(networks: Iterable[nn.Sequential]) -> tuple[list[list[Layer]], bytes]:
-    """Several networks, each as `pack` gives it, in the same bytes. Raises TypeError as `pack` does."""
+def pack_together(networks: Iterable[nn.Sequential], *, bits: int = 32) -> tuple[list[list[Layer]], bytes]:
+    """Several networks, each as `pack` gives it, in the same bytes. Raises TypeError and ValueError as `pack` does."""
     packed: list[list[Layer]] = []
     buffer = b""
     for network in networks:
-        layers, weights = pack(network)
+        layers, weights = pack(network, bits=bits)
         packed.append([_shifted(layer, len(buffer)) for layer in layers])
         buffer += weights
     return packed, buffer
+
+
+@torch.no_grad()
+def rounded(network: nn.Sequential) -> nn.Sequential:
+    """The network that `pack` with 8 bits describes, for torch: its weights rounded, else the same."""
+    modules = _multiplied(list(folded(network)))
+    for module in modules:
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            scales, levels = _levels(_weight_and_bias(module)["weight"])
+            near = torch.from_numpy(levels.astype("<f4") * scales)
+            module.weight.copy_(near.permute(3, 0, 1, 2) if isinstance(module, nn.ConvTranspose2d) else near)
+    return nn.Sequential(*modules).float().eval()
 
 
 def pack_fonts(prototypes: ArrayLike) -> tuple[list[Layer], bytes]:
@@ -69,6 +87,19 @@ def _(module: nn.Conv2d) -> tuple[Layer, dict[str, Array]]:
 
 
 @_described.register
+def _(module: nn.ConvTranspose2d) -> tuple[Layer, dict[str, Array]]:
+    if module.groups != 1 or module.dilation != (1, 1):
+        raise TypeError(f"The layer {module} cannot be packed: groups and dilation are not known.")
+    settings = {
+        "op": "conv_transpose2d",
+        "stride": list(module.stride),
+        "padding": list(module.padding),
+        "output_padding": list(module.output_padding),
+    }
+    return settings, _weight_and_bias(module)
+
+
+@_described.register
 def _(module: nn.Linear) -> tuple[Layer, dict[str, Array]]:
     return {"op": "linear"}, _weight_and_bias(module)
 
@@ -76,6 +107,11 @@ def _(module: nn.Linear) -> tuple[Layer, dict[str, Array]]:
 @_described.register
 def _(module: nn.ReLU) -> tuple[Layer, dict[str, Array]]:
     return {"op": "relu"}, {}
+
+
+@_described.register
+def _(module: nn.Sigmoid) -> tuple[Layer, dict[str, Array]]:
+    return {"op": "sigmoid"}, {}
 
 
 @_described.register
@@ -92,8 +128,18 @@ def _(module: nn.Flatten) -> tuple[Layer, dict[str, Array]]:
     return {"op": "flatten"}, {}
 
 
-def _weight_and_bias(module: nn.Conv2d | nn.Linear) -> dict[str, Array]:
+@_described.register
+def _(module: nn.Unflatten) -> tuple[Layer, dict[str, Array]]:
+    sizes = module.unflattened_size
+    if module.dim != 1 or not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise TypeError(f"The layer {module} cannot be packed: allowed are dim=1 and sizes that are all given.")
+    return {"op": "unflatten", "shape": list(sizes)}, {}
+
+
+def _weight_and_bias(module: nn.Conv2d | nn.ConvTranspose2d | nn.Linear) -> dict[str, Array]:
+    """The tensors of a layer, output channels first; of a transposed convolution [O, h, w, I], as JS sums over I."""
     weight = module.weight.detach()
+    weight = weight.permute(1, 2, 3, 0) if isinstance(module, nn.ConvTranspose2d) else weight
     bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach()
     return {"weight": _float32(weight), "bias": _float32(bias)}
 
@@ -135,15 +181,31 @@ def _shifted(layer: Layer, start: int) -> Layer:
     return {**layer, "tensors": tensors}
 
 
-def _assemble(described: list[tuple[Layer, dict[str, Array]]]) -> tuple[list[Layer], bytes]:
+def _assemble(described: list[tuple[Layer, dict[str, Array]]], bits: int = 32) -> tuple[list[Layer], bytes]:
     """Tensors behind one another, each from a multiple of 4 bytes, since JS reads float32 from there only."""
     buffer = bytearray()
     layers = []
     for layer, arrays in described:
         tensors = {}
         for name, array in arrays.items():
-            dtype = "uint8" if array.dtype == np.uint8 else "float32"
+            dtype, data = _encoded(array, 8 if name == "weight" and bits == 8 else 32)
             tensors[name] = {"dtype": dtype, "offset": len(buffer), "shape": list(array.shape)}
-            buffer += array.tobytes() + bytes(-array.nbytes % 4)
+            buffer += data + bytes(-len(data) % 4)
         layers.append({**layer, "tensors": tensors})
     return layers, bytes(buffer)
+
+
+def _encoded(array: Array, bits: int) -> tuple[str, bytes]:
+    """A tensor's dtype, as JS calls it, and its bytes."""
+    if bits == 32:
+        return "uint8" if array.dtype == np.uint8 else "float32", array.tobytes()
+    scales, levels = _levels(array)
+    return "int8", scales.tobytes() + levels.tobytes()
+
+
+def _levels(weight: Array) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+    """Scales [O, 1, ...] and levels [O, ...], whose product is near the weight."""
+    top = np.abs(weight.astype(np.float64)).max(tuple(range(1, weight.ndim)), keepdims=True)
+    scales = (top / _LEVELS).astype("<f4")
+    levels = np.rint(weight / np.maximum(scales.astype(np.float64), np.finfo("<f4").tiny))
+    return scales, levels.clip(-_LEVELS, _LEVELS).astype("i1")

@@ -127,18 +127,24 @@ class PrincipalSlider(ClassifierFigure):
 def shipped() -> PrincipalSlider:
     """The figure over Fashion-MNIST from the file that the package ships, which scripts/build_principal.py makes."""
     held, words = _read()
-    network = cnn(len(words["classes"]), SHIPPED_WIDTHS, generator=torch.Generator().manual_seed(0))
-    state = {name.removeprefix("classifier."): tensor for name, tensor in held.items() if "." in name}
-    network.load_state_dict(network.state_dict() | state)
     return PrincipalSlider(
         held["means"].numpy(),
         held["directions"].numpy(),
         held["scales"].numpy(),
-        network,
+        shipped_classifier(),
         words["classes"],
         words["labels"],
         note=_note(held["variances"].sqrt(), words["labels"], words["accuracy"]),
     )
+
+
+def shipped_classifier() -> nn.Sequential:
+    """The small classifier of Fashion-MNIST in that file, in evaluation mode."""
+    held, words = _read()
+    network = cnn(len(words["classes"]), SHIPPED_WIDTHS, generator=torch.Generator().manual_seed(0))
+    state = {name.removeprefix("classifier."): tensor for name, tensor in held.items() if "." in name}
+    network.load_state_dict(network.state_dict() | state)
+    return network.eval()
 
 
 def _note(deviations: Tensor, labels: list[str], accuracy: float) -> str:
