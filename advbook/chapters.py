@@ -30,12 +30,13 @@ from advbook.experiments.ccat import CCAT
 from advbook.experiments.gaussian_mixture import GaussianMixture
 from advbook.experiments.generalization import GeneralizationLink
 from advbook.experiments.independence import Independence
+from advbook.experiments.learned_manifolds import LearnedManifolds
 from advbook.experiments.off_manifold import OffManifold
 from advbook.experiments.on_manifold import OnManifold
 
 CHAPTERS: dict[str, type[Parameters]] = {
     chapter.experiment: chapter
-    for chapter in (OffManifold, OnManifold, GeneralizationLink, Independence, CCAT, GaussianMixture)
+    for chapter in (OffManifold, OnManifold, GeneralizationLink, Independence, CCAT, GaussianMixture, LearnedManifolds)
 }
 PAGES = (*CHAPTERS, "claims", "speed")  # the notebooks of nbs/, in the order of the book
 PROFILES = store.CHECKOUT / "nbs" / "profiles"
@@ -59,10 +60,12 @@ def plan(profile: str, overrides: Mapping[str, Any] | None = None) -> Plan:
         own = {key: value for key, value in overrides.items() if key.lower() in chapter.model_fields}
         if not _reads(chapter, own.get("DATASET")) and any(_reads(c, own["DATASET"]) for c in CHAPTERS.values()):
             del own["DATASET"]  # another chapter reads it; this one stays with its own
-        made[name] = [chapter.of({**entry, "PROFILE": profile, **own}) for entry in entries.get(name, [{}])]
-        if "DATASET" in own:
-            made[name] = made[name][:1]  # one data set was named: the profile's others are not asked for
-        elif not own and len(points(made[name])) < sum(len(entry.points()) for entry in made[name]):
+        given = entries.get(name, [{}])
+        if "DATASET" in own:  # one data set was named: its own entries, or the first one with it in place of another
+            default = chapter.model_fields["dataset"].default
+            given = [entry for entry in given if entry.get("DATASET", default) == own["DATASET"]] or given[:1]
+        made[name] = [chapter.of({**entry, "PROFILE": profile, **own}) for entry in given]
+        if not own and len(points(made[name])) < sum(len(entry.points()) for entry in made[name]):
             raise ParameterError(f"Profile {profile} is not allowed: two entries of {name} name the same point.")
     return made
 

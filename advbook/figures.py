@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle, product
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython.display import Markdown
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
+from PIL import Image
 
 from advbook.experiments import defences
 from advbook.experiments.defences import Defence
@@ -24,6 +29,7 @@ from advbook.experiments.recipes import TITLES, Recipe
 LOOKS = {
     "adversarial": ("#d55e00", "-"),
     "sign steps": ("#cc79a7", "-"),
+    "on-manifold": ("#7b3f61", "-"),
     "random sign": ("#0072b2", "--"),
     "gaussian": ("#56b4e9", "--"),
     "on-manifold move": ("#009e73", "-."),
@@ -56,43 +62,43 @@ def look() -> Iterator[None]:
             plt.close("all")
 
 
-def histograms(rows: pd.DataFrame, quantity: str, edges: np.ndarray, label: str) -> Figure:
-    """Normalized histograms of a quantity, a line a kind, from the bin counts of pooled rows."""
+def histograms(panels: Mapping[str, pd.DataFrame], quantity: str, edges: np.ndarray, label: str) -> Figure:
+    """Normalized histograms of a quantity, a line a kind, from the bin counts of pooled rows; a panel a table."""
     with look():
-        figure, axes = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
-        counts = np.array([row for row in rows[f"{quantity}_counts"]])  # [kinds, bins]
-        shares = counts / counts.sum(1, keepdims=True).clip(1)
-        for kind, share in zip(rows["kind"], shares, strict=True):
-            colour, line = LOOKS[kind]
-            axes.stairs(share, edges, color=colour, linestyle=line, lw=1.6, label=kind)
-        filled = np.flatnonzero(counts.sum(0))
-        if len(filled):
-            axes.set_xlim(edges[max(filled[0] - 1, 0)], edges[min(filled[-1] + 2, len(edges) - 1)])
-        # A kind whose images all fall into one bin would flatten the others: its bar is cut.
-        spread = [peak for peak in shares.max(1) if 0 < peak < 0.5]
-        axes.set(xlabel=label, ylabel="share of images", ylim=(0, 1.3 * max(spread) if spread else None))
-        axes.legend(fontsize=9)
+        size = (6.4, (2.6 if len(panels) > 1 else 3.0) * len(panels) + 0.2)
+        figure, grid = plt.subplots(len(panels), 1, figsize=size, squeeze=False, layout="constrained")
+        for axes, (title, rows) in zip(grid[:, 0], panels.items(), strict=True):
+            counts = np.array([row for row in rows[f"{quantity}_counts"]])  # [kinds, bins]
+            shares = counts / counts.sum(1, keepdims=True).clip(1)
+            for kind, share in zip(rows["kind"], shares, strict=True):
+                colour, line = LOOKS[kind]
+                axes.stairs(share, edges, color=colour, linestyle=line, lw=1.6, label=kind)
+            filled = np.flatnonzero(counts.sum(0))
+            if len(filled):
+                axes.set_xlim(edges[max(filled[0] - 1, 0)], edges[min(filled[-1] + 2, len(edges) - 1)])
+            # A kind whose images all fall into one bin would flatten the others: its bar is cut.
+            spread = [peak for peak in shares.max(1) if 0 < peak < 0.5]
+            axes.set(title=title, ylabel="share of images", ylim=(0, 1.3 * max(spread) if spread else None))
+            axes.legend(fontsize=9)
+        grid[-1, 0].set_xlabel(label)
     return figure
 
 
 def intervals(panels: Mapping[str, pd.DataFrame], quantity: str, label: str, *, chance: float | None = None) -> Figure:
     """A quantity of every kind with its interval, a panel a table; a dotted line where chance would be.
 
-    All tables hold the kinds in the same order; one that leaves some out leaves out the last ones.
+    A kind has the same place in all panels; where a table leaves it out, the place is empty.
     """
-    with look():
-        figure, grid = plt.subplots(
-            1, len(panels), figsize=(3.4 * len(panels) + 1.6, 2.8), sharey=True, squeeze=False, layout="constrained"
-        )
-        for axes, (title, rows) in zip(grid[0], panels.items(), strict=True):
-            for place, row in enumerate(rows.to_dict("records")):
-                _interval(axes, place, row, quantity)
-            axes.set(title=title, xlabel=label)
+    with look(), _panels(list(panels), 2.3, label, width=3.4, shared="y") as (figure, grid):
+        present = {kind for rows in panels.values() for kind in rows["kind"]}
+        places = {kind: place for place, kind in enumerate(kind for kind in LOOKS if kind in present)}
+        for title, axes in grid.items():
+            for row in panels[title].to_dict("records"):
+                _interval(axes, places[row["kind"]], row, quantity)
             if chance is not None:
                 axes.axvline(chance, color="0.4", lw=1, ls=":")
-        kinds = max((list(rows["kind"]) for rows in panels.values()), key=len)
-        grid[0][0].set_yticks(range(len(kinds)), kinds)
-        grid[0][0].invert_yaxis()
+            axes.set_yticks(range(len(places)), list(places))
+            axes.set_ylim(len(places) - 0.5, -0.5)
     return figure
 
 
@@ -100,11 +106,9 @@ def success(panels: Mapping[str, pd.DataFrame], *, threshold: float) -> Figure:
     """Success rates of every attack with their intervals, a panel a table of pooled rows; a dotted line at the
     threshold. Filled: averaged over restarts or draws; open: any of them. All tables hold the attacks in one order.
     """
-    with look():
-        figure, grid = plt.subplots(
-            1, len(panels), figsize=(3.6 * len(panels) + 1.2, 2.9), sharey=True, squeeze=False, layout="constrained"
-        )
-        for axes, (title, rows) in zip(grid[0], panels.items(), strict=True):
+    with look(), _panels(list(panels), 2.1, "success rate", width=3.6, shared="all") as (figure, grid):
+        for title, axes in grid.items():
+            rows = panels[title]
             for place, row in enumerate(rows.to_dict("records")):
                 colour = MOVES[row["attack"]][1]
                 for quantity, at, fill in (("success_average", -0.13, colour), ("success_worst", 0.13, "white")):
@@ -113,10 +117,9 @@ def success(panels: Mapping[str, pd.DataFrame], *, threshold: float) -> Figure:
                     axes.plot([low, high], [place + at] * 2, color=colour, lw=2.5, solid_capstyle="butt")
                     axes.plot(value, place + at, "o", color=colour, mfc=fill, ms=6, clip_on=False)
             axes.axvline(threshold, color="0.4", lw=1, ls=":")
-            axes.set(title=title, xlabel="success rate", xlim=(0, 1))
-        names = [MOVES[attack][0] for attack in next(iter(panels.values()))["attack"]]
-        grid[0][0].set_yticks(range(len(names)), names)
-        grid[0][0].invert_yaxis()
+            axes.set_xlim(0, 1)
+            axes.set_yticks(range(len(rows)), [MOVES[attack][0] for attack in rows["attack"]])
+            axes.set_ylim(len(rows) - 0.5, -0.5)
     return figure
 
 
@@ -160,7 +163,7 @@ class Look(NamedTuple):
     """How a recipe looks: colour, marker, and the marker of the paper's values, which is a cross."""
 
     colour: str
-    marker: str
+    marker: str | tuple[int, int, float]
     cross: str | tuple[int, int, float]
 
 
@@ -174,6 +177,9 @@ RECIPES: dict[Recipe, Look] = {
     "random_latent": Look("#e69f00", "P", "3"),
     "random_transformation": Look("#56b4e9", "X", "4"),
     "random_transformation_released": Look("#777777", "p", (5, 2, 0.0)),
+    "on_class": Look("#005f45", "*", "|"),
+    "random_class": Look("#b35900", (4, 1, 0.0), "_"),
+    "on_data": Look("#882255", "8", (11, 2, 0.0)),
     "combined": Look("#cc79a7", "d", (6, 2, 0.0)),
     "combined_full": Look("#7b3f61", "h", (7, 2, 0.0)),
     "dial_25": Look("#7a9a01", "<", (9, 2, 0.0)),
@@ -565,13 +571,30 @@ def dots(
 
 
 @contextmanager
-def _panels(titles: Sequence[str], height: float, xlabel: str) -> Iterator[tuple[Figure, dict[str, Axes]]]:
-    """Small panels that share their axes, two in a row (a single one fills it), each with its title."""
+def _panels(
+    titles: Sequence[str],
+    height: float,
+    xlabel: str,
+    *,
+    width: float | None = None,
+    shared: Literal["all", "y", "none"] = "all",
+) -> Iterator[tuple[Figure, dict[str, Axes]]]:
+    """Small panels, two in a row (a single one fills it), each with its title.
+
+    width: of each, in inches; without one, the figure is as wide as a phone can show. shared: "all" axes, those of y
+    alone, or none.
+    """
     columns = min(2, len(titles)) or 1
     lines = -(-len(titles) // columns) or 1
-    size = (NARROW + 0.4 * (columns - 1), height * lines + 1.0)
+    size = (width * columns + 1.4 if width else NARROW + 0.4 * (columns - 1), height * lines + 1.0)
     figure, grid = plt.subplots(
-        lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
+        lines,
+        columns,
+        figsize=size,
+        sharex=shared == "all",
+        sharey=shared != "none",
+        squeeze=False,
+        layout="constrained",
     )
     for axes in grid.flat[len(titles) :]:
         axes.set_visible(False)
@@ -707,3 +730,82 @@ def _legend(figure: Figure, handles: Sequence[Handle], columns: int = 2) -> None
             fontsize=9,
             handler_map={tuple: HandlerTuple(ndivide=None, pad=0.6)},
         )
+
+
+def tabs(parts: Mapping[str, Sequence[Markdown | tuple[Figure, str]]]) -> Markdown:
+    """Texts and figures behind tabs, of which a reader sees one: name of a tab -> what it shows, from top to bottom.
+
+    A figure comes with its alt text, and lies in the page itself. Raises ValueError if a figure has none.
+    """
+    lines = [":::::{tab-set}"]
+    for name, content in parts.items():
+        shown = [part.data if isinstance(part, Markdown) else _embedded(*part) for part in content]
+        lines += [f"::::{{tab-item}} {name}", "\n\n".join(shown), "::::"]
+    return Markdown("\n".join([*lines, ":::::"]))
+
+
+def _embedded(figure: Figure, alt: str) -> str:
+    """A figure as HTML."""
+    if not alt.strip():
+        raise ValueError(f"alt = {alt!r} is not allowed: a figure needs words for those who do not see it.")
+    drawn, file = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=80)
+    Image.open(drawn).convert("RGB").quantize(64).save(file, format="png", optimize=True)  # a page has a weight
+    pixels = base64.b64encode(file.getvalue()).decode()
+    return f'<p><img src="data:image/png;base64,{pixels}" alt="{html.escape(alt)}"></p>'
+
+
+def by_dataset(tables: Mapping[str, pd.DataFrame], quantities: Mapping[str, str]) -> Figure:
+    """Quantities over N, a row of small panels a data set and a column a quantity; a line a recipe with its 95 %
+    intervals. The panels of a column share their axes, so that data sets can be compared.
+
+    tables: name of a data set -> its rows as in `curves`; quantities: name of a quantity -> its text.
+    """
+    with look():
+        size = (NARROW + 0.4, 1.9 * len(tables) + 1.1)
+        figure, grid = plt.subplots(
+            len(tables), len(quantities), figsize=size, sharex=True, sharey="col", squeeze=False, layout="constrained"
+        )
+        for line, (name, table) in zip(grid, tables.items(), strict=True):
+            for axes, (quantity, text) in zip(line, quantities.items(), strict=True):
+                for recipe, shift in _apart(_recipes({name: table})):
+                    own, style = table[table.recipe == recipe].sort_values("n"), _style(recipe, "published rows")
+                    axes.plot(own.n * shift, own[quantity], **style | {"ms": 5})
+                    _bars(axes, own.n * shift, own, quantity, style)
+                axes.set_title(f"{name}: {text}", fontsize=9)
+        for axes in grid[0]:  # the others of its column follow
+            axes.set_ylim(bottom=0)
+        for axes in grid[-1]:
+            axes.set_xlabel("training images N", fontsize=9)
+            _n_axis(axes, tables.values())
+            axes.tick_params(axis="x", labelsize=8)
+        _legend(figure, _recipe_handles({"published rows": pd.concat(tables.values())}))
+    return figure
+
+
+def links(tables: Mapping[str, pd.DataFrame], x: str, y: str, xlabel: str, ylabel: str) -> Figure:
+    """One quantity against another, a small panel a data set: a dot a point, larger for larger N, with a cross of its
+    95 % intervals, and the least-squares line. Every panel has axes of its own.
+
+    tables: as in `by_dataset`, with both quantities; points that lack one are left out.
+    """
+    with look(), _panels(list(tables), 2.4, xlabel, shared="none") as (figure, grid):
+        size = _sizes(tables.values())
+        for name, axes in grid.items():
+            table = tables[name].dropna(subset=[x, y])
+            for recipe in _recipes({name: table}):
+                own, style = table[table.recipe == recipe], _style(recipe, "published rows") | {"linestyle": ""}
+                _bars(axes, own[x], own, y, style)
+                _bars(axes, own[y], own, x, style, sideways=True)
+                for n, at, height in zip(own.n, own[x], own[y], strict=True):
+                    axes.plot(at, height, **style | {"ms": 0.8 * size(n)})
+            if table[x].nunique() > 1:
+                slope, base = np.polyfit(table[x].astype(float), table[y].astype(float), 1)
+                ends = np.array([table[x].min(), table[x].max()])
+                axes.plot(ends, base + slope * ends, color="0.4", lw=1, ls="--", zorder=1)
+            axes.set_xlim(left=0)
+            axes.set_ylim(bottom=0)
+        figure.supylabel(ylabel, fontsize=10)
+        handles = _recipe_handles({"published rows": pd.concat(tables.values())})
+        _legend(figure, [*handles, *_size_handles(tables.values(), size)])
+    return figure

@@ -7,8 +7,10 @@ with the book lie in book/results.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +60,18 @@ def read(place: Path) -> pd.DataFrame | None:
         files.set_aside(place, str(error))
         return None
     return _table(document)
+
+
+def pictures(images: np.ndarray) -> dict[str, Any]:
+    """Pictures as part of a row, in 8 bits: [..., H, W] in [0, 1] -> what `unpacked` takes."""
+    pixels = (images * 255).round().clip(0, 255).astype(np.uint8)
+    return {"pixels": base64.b64encode(zlib.compress(pixels.tobytes(), 9)).decode(), "shape": list(pixels.shape)}
+
+
+def unpacked(row: Mapping[str, Any]) -> np.ndarray:
+    """The pictures of a row, in [0, 1]: as `pictures` took them, rounded to 8 bits."""
+    pixels = np.frombuffer(zlib.decompress(base64.b64decode(row["pixels"])), np.uint8)
+    return (pixels.reshape(row["shape"]) / 255).astype(np.float32)
 
 
 def published(experiment: str, version: int) -> list[pd.DataFrame]:

@@ -55,6 +55,31 @@ def verdict_table(verdicts: Sequence[tuple[str, str, Verdict]], number: str = ".
     return Markdown("\n".join([*head, *body]))
 
 
+def outcomes(verdicts: Sequence[tuple[str, str, Verdict]]) -> Markdown:
+    """What came out, at a glance: a line a claim, a column a data set; numbers are for `verdict_table`.
+
+    verdicts: (data set, chapter, verdict) each. Outcomes of several runs or statistics stand side by side, each once;
+    those with the strong attack on a line of their own. "Not measured": the rows do not hold what it needs. The claim
+    links to its chapter.
+    """
+    names = list(dict.fromkeys(name for name, _, _ in verdicts))
+    lines: dict[tuple[str, str], dict[str, tuple[dict[str, None], dict[str, None]]]] = {}
+    for name, chapter, v in verdicts:
+        paper, strong = lines.setdefault((v.claim, chapter), {}).setdefault(name, ({}, {}))
+        (strong if v.attack == "strong" else paper)[v.outcome if math.isfinite(v.value) else "not measured"] = None
+    head = [_line(["claim", *names]), f"|{'---|' * (len(names) + 1)}"]
+    body = [
+        _line([f"[{claim}]({chapter}.ipynb)", *(_outcomes(*found.get(name, ({}, {}))) for name in names)])
+        for (claim, chapter), found in lines.items()
+    ]
+    return Markdown("\n".join([*head, *body]))
+
+
+def _outcomes(paper: Iterable[str], strong: Iterable[str]) -> str:
+    parts = [", ".join(paper), f"strong: {', '.join(strong)}" if strong else ""]
+    return "<br>".join(filter(None, parts)) or "-"
+
+
 def _cell(v: Verdict, number: str) -> str:
     side = "at most" if v.at_most else "at least"
     value = f"{v.value:{number}} ({v.low:{number}} to {v.high:{number}})" if math.isfinite(v.value) else "no value"
@@ -89,11 +114,22 @@ def source(rows: pd.DataFrame) -> str:
     n = f"N = {sizes[0]:,}" if len(sizes) == 1 else f"N = {sizes[0]:,} to {sizes[-1]:,}"
     if first["dataset"] == "mixture":
         return f"{title('mixture')}, {n} samples, {first['mixtures']} random mixtures; {_devices(rows)}"
+    if "seeds" not in rows:  # learned manifolds, and no networks that are attacked
+        return f"{title(first['dataset'])}, {first['manifold']} manifolds, {first['images']} images; {_devices(rows)}"
     subset = first["subset"] if "subset" in rows else "first"
+    size = ", manifolds of the paper's size" if "manifold" in rows and first["manifold"] == "paper" else ""
     return (
         f"{title(first['dataset'])}, {n} ({subset} rows), {first['seeds']} networks a point, "
-        f"{first['images']} images; {_devices(rows)}"
+        f"{first['images']} images{size}; {_devices(rows)}"
     )
+
+
+def by_dataset(tables: Sequence[pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The first table of every data set, by the data set's name: FONTS first, the others by name."""
+    first: dict[str, pd.DataFrame] = {}
+    for own in tables:
+        first.setdefault(title(own["dataset"].iloc[0]), own)
+    return dict(sorted(first.items(), key=lambda item: (not item[0].startswith("FONTS"), item[0])))
 
 
 def scope(p: Parameters, rows: pd.DataFrame) -> str:

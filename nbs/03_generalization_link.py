@@ -33,7 +33,8 @@
 #   the paper's budget. Then nothing is left to correlate.
 
 # %% tags=["parameters"]
-DATASET: str = "fonts"  # data set: fonts, since the true manifold is known for FONTS alone
+DATASET: str = "fonts"  # data set: fonts, emnist, mnist, fashion_mnist, celeba
+MANIFOLD: str = "small"  # size of the learned manifolds, "small" or "paper"
 NETWORKS: list = ["cnn"]  # architectures; figures and verdicts show cnn
 RECIPES: list = ["normal", "on_manifold", "random_latent"]  # training recipes
 N: list = [250, 500]  # training images
@@ -44,7 +45,7 @@ TRAIN_STEPS: int = 10  # steps of the attack inside training
 IMAGES: int = 125  # attacked test images
 TEST_IMAGES: int = 10000  # other test images, for the test error
 EPS: float = 0.3  # budget of regular perturbations, L-inf
-ETA: float = 0.3  # budget of latent perturbations, L-inf on theta
+ETA: float = 0.3  # budget of latent perturbations, L-inf on theta or z
 ETA_SMALL: float = 0.1  # a second, smaller latent budget of the strong attack
 STEPS: int = 40  # gradient steps of the paper's attack
 RESTARTS: int = 2  # restarts of the paper's attack
@@ -55,8 +56,31 @@ PROFILE: str = "own"  # a name for this run, printed at the end of the page
 # %% [markdown]
 # ## Method
 #
-# On FONTS the manifold is known: an image is $x = \mathrm{dec}(z)$, a letter of a font, moved by six numbers $\theta$
-# within known limits. An **on-manifold adversarial example** moves $\theta$ alone:
+# A manifold is given by a decoder: its images are $\mathrm{dec}(z)$, with a code $z$ of a few numbers.
+
+# %% tags=["remove-input"]
+from IPython.display import Markdown, display
+
+KNOWN = r"""
+On FONTS it is known: an image is $x = \mathrm{dec}(z)$, a letter of a font, moved by six numbers $\theta$ within known
+limits. An attack moves $\theta$ alone; letter and font stay.
+"""
+LEARNED = r"""
+On real images it is not known. It is **learned** from the training images, for each class on its own: the decoder is that
+of a VAE-GAN {cite:p}`larsen2016autoencoding`, whose encoder gives the code $z = \mu(x)$ of an image. Codes are clipped
+into $[-2, 2]$ in each entry, and attacks stay in there. [How good these manifolds are](learned_manifolds.ipynb) is asked
+on a page of its own. Two things follow for this page.
+
+- *$\mathrm{dec}(z)$ is not quite $x$.* The attack starts from $\mathrm{dec}(z)$, so it counts where the classifier reads
+  $\mathrm{dec}(z)$ rightly, not where it reads $x$ rightly, as in the released code. Training sees $x$ and moved
+  $\mathrm{dec}(z + \zeta)$.
+- *An example on a learned manifold need not show its class.* The chapter before asks an independent judge about that.
+  Here the class is taken for granted, as in the paper.
+"""
+display(Markdown(KNOWN if DATASET == "fonts" else LEARNED))
+
+# %% [markdown]
+# An **on-manifold adversarial example** of the code $z$ of an image is
 #
 # $$
 # \begin{aligned}
@@ -77,7 +101,7 @@ PROFILE: str = "own"  # a name for this run, printed at the end of the page
 # $$\min_w \sum_{n=1}^N \max_{\|t - t_0\|_\infty \le \eta} \mathcal L(f(T(x_n; t); w), y_n).$$
 #
 # On FONTS the paper calls the two equivalent. They are close: $T$ moves an image that has been moved once already, so
-# it reaches other images, and what was pushed off the canvas is lost.
+# it reaches other images, and what was pushed off the canvas is lost. On real images, $t$ has tighter limits.
 #
 # **Random moves**, the control, put chance in the place of the adversary:
 #
@@ -96,6 +120,9 @@ PROFILE: str = "own"  # a name for this run, printed at the end of the page
 # | random latent | half clean, half $\mathrm{dec}(z + \zeta)$, $\zeta$ random | control of on-manifold |
 # | transformation | half clean, half $T(x; t)$, $t$ adversarial | the claim without a manifold |
 # | random transformation | half clean, half $T(x; t)$, $t$ random | control of transformation |
+# | on-manifold, learned classes | as on-manifold, on FONTS, but $\mathrm{dec}$ is learned from images, one for each class | what does a learned manifold lose? |
+# | random latent, learned classes | the same, $\zeta$ random | its control |
+# | on-manifold, one for all classes | $\mathrm{dec}$ is learned of all classes together, $\Vert\zeta\Vert_\infty \le$ {glue:text}`eta_data` | what if a move may change the class? |
 #
 # Here $\epsilon$ = {glue:text}`eps`. Which of these recipes this page has rows of is seen in its figures. As in the
 # released code, the two random recipes take one step of the optimizer for each half of a batch, the others one for the
@@ -123,7 +150,8 @@ PROFILE: str = "own"  # a name for this run, printed at the end of the page
 # {glue:text}`least_correlation`, for each of the three attacks. *On-manifold training lowers the error*: $c$ against
 # normal training is at least {glue:text}`least_cut`. *The adversary does it*: $c$ against random moves is at least
 # {glue:text}`least_beyond`. Intervals are bootstrapped over networks and blocks of neighbouring images, since
-# neighbours show the same font; all points are drawn together, so that comparisons are within one draw.
+# neighbours may be alike (on FONTS they show the same font); all points are drawn together, so that comparisons are
+# within one draw.
 
 # %% tags=["compute"]
 from advbook.experiments.generalization import GeneralizationLink
@@ -133,22 +161,24 @@ rows = p.rows()
 
 # %% tags=["remove-cell"]
 from itertools import combinations
+from typing import get_args
 
 import numpy as np
 import pandas as pd
-from IPython.display import display
 from myst_nb import glue
 
 from advbook import figures, fonts, ledger, metrics, pages
-from advbook.experiments import generalization, grid
+from advbook.experiments import generalization, grid, setting
 from advbook.experiments.generalization import PAPER, SMALL, STRONG
-from advbook.experiments.recipes import TITLES
+from advbook.experiments.recipes import ETA_DATA, TITLES
 
 QUANTITIES = {"error": grid.ERROR, "paper": PAPER, "strong": STRONG, "small": SMALL}
 ATTACKS = {"paper": "the paper's", "strong": "strong", "small": f"strong, $\\eta$ = {p.eta_small:g}"}
-TRAINED_AGAINST = ["on_manifold", "transformation", "combined", "combined_full", "dial_25", "dial_75"]
+TRAINED_AGAINST = ["on_manifold", "on_class", "on_data", "transformation", "combined", "combined_full"]
+TRAINED_AGAINST += ["dial_25", "dial_75"]
 NEARLY_ALL = 0.95  # where every point's success is above this, a correlation means little
-published = p.grids(ledger.published(p.experiment, p.version))  # the largest first
+everything = p.grids(ledger.published(p.experiment, p.version))  # of all data sets, the largest first
+published = [own for own in everything if own.dataset.iloc[0] == p.dataset]
 sources = ({"published rows": published[0]} if published else {}) | {"this build": rows}
 standard = {source: own[own.network == "cnn"] for source, own in sources.items()}
 tables = {source: grid.table(own, **QUANTITIES) for source, own in standard.items()}
@@ -161,6 +191,8 @@ printed = pd.DataFrame(
         for n, value in zip(paper["on_manifold_success"]["n"], values, strict=True)
     ]
 )
+if p.dataset != "fonts":
+    printed = printed[:0]  # they are of FONTS
 
 
 def said(sentence) -> None:
@@ -184,6 +216,8 @@ glue("test_images", f"{TEST_IMAGES:,}", display=False)
 glue("eps", EPS, display=False)
 glue("eta", ETA, display=False)
 glue("eta_small", ETA_SMALL, display=False)
+glue("eta_data", ETA_DATA, display=False)
+glue("title", setting.title(p.dataset), display=False)
 glue("restarts", RESTARTS, display=False)
 glue("least_correlation", generalization.CORRELATION, display=False)
 glue("least_cut", generalization.CUT, display=False)
@@ -192,15 +226,11 @@ falling = np.corrcoef(np.power(p.n, -1 / 3), 1 / np.log(p.n))[0, 1] if len(p.n) 
 glue("falling", pages.shown(falling, ".3f"), display=False)
 glue("scope", pages.scope(p, rows), display=False)
 glue("paper", paper["setting"], display=False)
-glue("fonts", f"{fonts.FONTS:,}", display=False)
-glue("block", f"{fonts.BLOCK:,}", display=False)
-glue("smallest", f"{min(p.n):,}", display=False)
-glue("fonts_seen", f"{min(min(p.n) // len(fonts.LETTERS), fonts.FONTS):,}", display=False)
 
 # %% [markdown]
 # ## Experiment
 #
-# This page: {glue:text}`seeds` networks ({glue:text}`networks`) for each of the recipes {glue:text}`recipes` at each
+# This page: {glue:text}`title`, {glue:text}`seeds` networks ({glue:text}`networks`) for each of the recipes {glue:text}`recipes` at each
 # $N$ of {glue:text}`sizes`; {glue:text}`images` test images are attacked, and {glue:text}`test_images` others give the
 # test error; {glue:text}`scope`. For comparison, the paper: {glue:text}`paper`.
 
@@ -219,7 +249,8 @@ lines += [f"*Published.* {pages.source(own)}. {inner(own)}" for own in published
 if len(published) > 1:
     lines.append("Of the published rows, the first kind is drawn below; the verdicts below are of all.")
 if not published:
-    lines.append("No rows of this chapter are published yet for this version of the code: the page shows its own run.")
+    name = setting.title(p.dataset)
+    lines.append(f"No rows of {name} are published yet for this version of the code: the page shows its own run.")
 lines.append(
     f"The paper's inner attack takes {paper['train_steps']} steps. Normal and random training have no attack inside."
 )
@@ -255,15 +286,17 @@ def course(table: pd.DataFrame, quantity: str, name: str) -> str:
 
 said(lambda source: course(tables[source], "error", "test error"))
 
-# %% tags=["remove-input"] mystnb={"figure": {"caption": "On-manifold success of the paper's attack, averaged over restarts as the paper counts. The paper's own values stand beside, as crosses: other fonts and other networks, so compare direction and order, not level.", "name": "fig-on-manifold-success"}, "image": {"alt": "On-manifold success rate over N on a logarithmic axis. One line with markers for each training recipe; crosses on dotted lines are the values of the paper."}}
+# %% tags=["remove-input"] mystnb={"figure": {"caption": "On-manifold success of the paper's attack, averaged over restarts as the paper counts. On FONTS the paper's own values stand beside, as crosses: other fonts, other networks and, for the learned manifold, another one. So compare direction and order, not level.", "name": "fig-on-manifold-success"}, "image": {"alt": "On-manifold success rate over N on a logarithmic axis. One line with markers for each training recipe; crosses on dotted lines are the values of the paper, on FONTS alone."}}
 beside = printed[printed.recipe.isin({recipe for table in tables.values() for recipe in table.recipe})]
-figures.curves(tables | {"the paper": beside}, "paper", "on-manifold success")
+figures.curves(tables | ({"the paper": beside} if len(beside) else {}), "paper", "on-manifold success")
 
 
 # %% tags=["remove-input"]
 def order(table: pd.DataFrame) -> str:
     """Do recipes stand in the paper's order? Pairs that the plot cannot tell apart do not count."""
     both = table.merge(printed, on=["recipe", "n"], suffixes=("", "_printed"))
+    if not len(printed):
+        return "The paper's values on this data set are not at hand."
     if not len(both):
         return "The paper's plot has been read at other $N$ or recipes, so the order cannot be compared."
     far = 2 * paper["on_manifold_success"]["accuracy"]
@@ -285,12 +318,11 @@ said(lambda source: f"{course(tables[source], 'paper', 'success rate')} {order(t
 
 # %% tags=["remove-input"]
 sizes = paper["on_manifold_success"]["n"]
-learned = {"on_learned_manifold": "on-manifold, learned (a VAE-GAN a class)"}
 display(
     pages.table(
         pd.DataFrame(
             [
-                {"training": (TITLES | learned)[recipe], **dict(zip(map(str, sizes), values, strict=True))}
+                {"training": TITLES[recipe], **dict(zip(map(str, sizes), values, strict=True))}
                 for recipe, values in paper["on_manifold_success"]["rates"].items()
             ]
         ),
@@ -410,7 +442,7 @@ def gained(source: str) -> str:
 said(gained)
 
 # %% tags=["remove-input"]
-CONTROLS = {"on_manifold": "random_latent", "transformation": "random_transformation"}
+CONTROLS = {"on_manifold": "random_latent", "transformation": "random_transformation", "on_class": "random_class"}
 columns = {"training": "training", "normal": "cut against normal", "control": "cut against its control"}
 for source, own in standard.items():
     lines = []
@@ -426,7 +458,8 @@ for source, own in standard.items():
 
 # %% [markdown]
 # *Relative cut of the test error, averaged over N; a negative one is a loss. The control of on-manifold training is
-# random latent training, that of transformation training random transformations.*
+# random latent training, that of transformation training random transformations, that of on-manifold training on
+# learned classes random moves on these.*
 #
 # ## Verdicts
 #
@@ -437,7 +470,7 @@ for verdict in p.verdicts(rows):
     display(pages.verdict(verdict))
 
 # %% [markdown]
-# From the published rows:
+# From the published rows of this data set:
 
 # %% tags=["remove-input"]
 lines = [(pages.source(table), p.experiment, verdict) for table in published for verdict in p.verdicts(table)]
@@ -479,19 +512,35 @@ else:
 #
 # - **Half of every batch.** The paper's formula trains on adversarial examples alone. The released code leaves half of
 #   every batch clean, and so do all recipes here.
-# - **The first N rows.** The released code trains on the first $N$ rows of FONTS. Rows go through the
-#   {glue:text}`fonts` fonts one after the other, each letter once, so that below $N$ = {glue:text}`block` a larger $N$
-#   means more *fonts*, not more views of a letter. At $N$ = {glue:text}`smallest` a network has seen
-#   {glue:text}`fonts_seen` fonts. Much of what falls with $N$ is the error on unknown fonts, and a move in $\theta$
-#   cannot show a new font. `SUBSET` = "random" draws the rows at random instead.
 # - **Restarts are averaged.** The code counts (image, restart) pairs, so a restart that fails hides one that succeeds.
 #   The table below has both countings.
 # - **Random transformations about zero.** The released code draws them about $t = 0$. But the identity has scale 1,
 #   so every such image gets the smallest scale that is allowed. The paper's values for random transformations were
 #   presumably made so; here they stand as "random transf., as released".
-# - **Units.** $\eta$ = {glue:text}`eta` is the budget of shifts, shears, scale and angle alike, though their ranges
-#   differ much. The chapter before looks at this.
 # - **The attack.** The paper's attack is weak by today's standard. The strong one stands in all tables.
+
+# %% tags=["remove-input"]
+seen = min(min(p.n) // len(fonts.LETTERS), fonts.FONTS)
+OF_FONTS = f"""
+- **The first N rows.** The released code trains on the first $N$ rows of FONTS. Rows go through the {fonts.FONTS:,}
+  fonts one after the other, each letter once, so that below $N$ = {fonts.BLOCK:,} a larger $N$ means more *fonts*, not
+  more views of a letter. At $N$ = {min(p.n):,} a network has seen {seen:,} fonts. Much of what falls with $N$ is the
+  error on unknown fonts, and a move in $\\theta$ cannot show a new font. `SUBSET` = "random" draws the rows at random
+  instead.
+- **Units.** $\\eta$ = {ETA:g} is the budget of shifts, shears, scale and angle alike, though their ranges differ much.
+  The chapter before looks at this.
+- **Learned manifolds.** The paper trains on a learned manifold of FONTS too; here it is smaller and has seen fewer
+  images than the paper's.
+"""
+OF_REAL = """
+- **The box of the codes.** The paper's text keeps $z + \\zeta$ in $[-2, 2]$ in each entry, and so do we; the released
+  code takes the smallest and the largest code of the images in its place.
+- **Which examples count.** The released code leaves a success out if a code of the test image was outside of
+  $[-2, 2]$, but leaves the image in the number it divides by. Here codes are clipped, and every image counts.
+- **The learned manifolds** of this page have fewer weights than the paper's, or saw fewer images, unless `MANIFOLD` is
+  "paper".
+"""
+display(pages.Markdown(OF_FONTS if p.dataset == "fonts" else OF_REAL))
 
 # %% tags=["remove-input"]
 lines = []
@@ -546,6 +595,202 @@ for source, own in sources.items():
         text = pages.table(table.assign(recipe=table.recipe.map(TITLES), **shown), names).data
         title = f"{source.capitalize()}, network {network}: {len(table)} points with 95 % intervals"
         display(pages.Markdown(f"::::{{admonition}} {title}\n:class: dropdown\n{text}\n::::"))
+
+# %% [markdown]
+# ## Real images
+#
+# The rows below come with the book and are no part of this page's run. On FONTS the manifold is known; on real images it
+# is *learned*, by a VAE-GAN for each class, and codes $z$ are kept in $[-2, 2]$ in each entry. [A page of its
+# own](learned_manifolds.ipynb) asks how good these manifolds are. The paper says of its own that they are good enough on
+# FONTS to preserve the benefit of on-manifold training; that on EMNIST the benefit is smaller, but significant; that on
+# Fashion-MNIST it diminishes; and that it depends on how well the manifold is approximated.
+#
+# One thing is counted differently on real images. An attack there starts from $\mathrm{dec}(z)$, which is not quite the
+# image. So it counts where the classifier reads $\mathrm{dec}(z)$ rightly, and not where it reads $x$ rightly.
+
+# %% tags=["remove-input"]
+wide = {name: own[own.network == "cnn"] for name, own in pages.by_dataset(everything).items()}
+trained_on_real = {recipe for name, own in wide.items() if own.dataset.iloc[0] != "fonts" for recipe in own.recipe}
+compared = {*trained_on_real, "on_class", "random_class", "on_data"} if trained_on_real else set()
+wide = {name: own[own.recipe.isin(compared)] for name, own in wide.items()}
+wide = {name: own for name, own in wide.items() if len(own)}
+real = [name for name, own in wide.items() if own.dataset.iloc[0] != "fonts"]
+drawn = {name: grid.table(own, **QUANTITIES) for name, own in wide.items()}
+known = get_args(type(p).model_fields["dataset"].annotation)
+absent = [setting.title(name) for name in known if setting.title(name) not in [*wide, "FONTS"]]
+lines = [f"- {pages.source(own)}. {inner(own)}" for own in wide.values()]
+if absent:
+    lines.append(f"- Not published, and so left out: {', '.join(absent)}.")
+display(pages.Markdown("\n".join(lines)))
+
+# %% tags=["remove-input"] mystnb={"figure": {"caption": "Published rows: test error and on-manifold success of the paper's attack over N, a row a data set, with 95 % intervals. Columns share their axis. On FONTS the attack moves on the true manifold, on real images on the learned manifold of the class.", "name": "fig-real-curves"}, "image": {"alt": "Small panels, a row for each data set: on the left test error over N, on the right on-manifold success over N, a line with markers for each training recipe."}}
+if real:
+    display(figures.by_dataset(drawn, {"error": "test error", "paper": "success"}))
+
+
+# %% tags=["remove-input"]
+def linked_here(name: str) -> dict[str, str]:
+    """A line of the table of correlations."""
+    found = {attack: statistics(wide[name], QUANTITIES[attack]) for attack in ATTACKS}
+    line = {attack: cell(of["correlation over recipes and N"]) for attack, of in found.items()}
+    return {
+        "data": name,
+        "points": str(len(drawn[name])),
+        **line,
+        "equal": cell(found["paper"]["correlation at equal N"]),
+    }
+
+
+if real:
+    names = {"data": "data", "points": "points"} | {attack: f"r, {text}" for attack, text in ATTACKS.items()}
+    names["equal"] = "r at equal N, the paper's"
+    display(pages.table(pd.DataFrame(map(linked_here, wide)), names))
+    display(
+        pages.Markdown(
+            "*Correlation r of on-manifold success with test error over recipes and N, a column an attack; the last at "
+            "equal N. For FONTS over the recipes in the figure alone, so it differs from the one above.*"
+        )
+    )
+
+# %% tags=["remove-input"] mystnb={"figure": {"caption": "Published rows: on-manifold success of the paper's attack against test error. Compare Figure 5 (bottom) of the paper, which finds the link less pronounced on Fashion-MNIST. The horizontal axes differ.", "name": "fig-real-link"}, "image": {"alt": "A small scatter plot for each data set of on-manifold success against test error, one marker shape for each recipe, with a dashed least-squares line."}}
+if real:
+    display(figures.links(drawn, "error", "paper", "test error", "on-manifold success"))
+
+# %% [markdown]
+# **What does a learned manifold lose?** First, what it makes of the images themselves. Where a classifier errs more often
+# on $\mathrm{dec}(z)$ than on images, the manifold has lost something that matters. The two are measured on different
+# test images.
+
+
+# %% tags=["remove-input"]
+def reproduced(own: pd.DataFrame) -> list[dict[str, str]]:
+    """Error on images and on dec(z) of two recipes at the largest N that has both."""
+    name, lines = setting.title(own.dataset.iloc[0]), []
+    for recipe in ("normal", "on_manifold"):
+        points = grid.table(own[own.recipe == recipe], error=grid.ERROR, decoded=grid.Quantity("decoded"))
+        if len(points):
+            last = points.sort_values("n").iloc[-1]
+            error, decoded = (
+                cell((last[what], last[f"{what}_low"], last[f"{what}_high"]), ".1%") for what in ("error", "decoded")
+            )
+            line = {"data": name, "training": TITLES[recipe], "n": f"{last.n:,}", "error": error, "decoded": decoded}
+            lines.append(line | {"more": last.decoded > last.error, "sure": last.decoded_low > last.error_high})
+    return lines
+
+
+lines = [line for name in real for line in reproduced(wide[name])]
+if lines:
+    names = {"data": "data", "training": "training", "n": "N", "error": "test error", "decoded": "error on dec(z)"}
+    display(pages.table(pd.DataFrame(lines), names))
+    more, sure = (sum(bool(line[name]) for line in lines) for name in ("more", "sure"))
+    text = (
+        f"In {more} of {len(lines)} lines, $\\mathrm{{dec}}(z)$ is read wrongly more often than images, in {sure} with "
+    )
+    text += "intervals that do not meet. "
+    display(pages.Markdown(text + "On the true manifold of FONTS, $\\mathrm{dec}(z) = x$."))
+else:
+    display(pages.Markdown("*No error on dec(z) is published yet.*"))
+
+# %% [markdown]
+# Second, what training on it gains.
+
+
+# %% tags=["remove-input"]
+def common(own: pd.DataFrame, *recipes: str) -> pd.DataFrame:
+    """The rows of those N that have all of these recipes."""
+    sizes = [set(own[own.recipe == recipe].n) for recipe in recipes]
+    return own[own.n.isin(set.intersection(*sizes))]
+
+
+def gain(own: pd.DataFrame, recipe: str, control: str) -> dict[str, str]:
+    """The cuts of a recipe against normal training and against its control."""
+    both = {"normal": generalization.mean_cut(own, "normal", recipe)}
+    both["control"] = generalization.mean_cut(own, control, recipe)
+    return {name: cell(metrics.percentiles(cut)) for name, cut in both.items()}
+
+
+# What a recipe moves on, and the same with random moves.
+LEARNED_CLASS, FOR_ALL = "learned, one a class", f"learned, one for all, $\\eta$ = {ETA_DATA:g}"
+lines = []
+for name, own in wide.items():
+    kinds = {"on_manifold": (LEARNED_CLASS, "random_latent"), "on_data": (FOR_ALL, "none")}
+    if name not in real:
+        kinds |= {"on_manifold": ("true", "random_latent"), "on_class": (LEARNED_CLASS, "random_class")}
+    for recipe in ("on_manifold", "on_class", "on_data"):
+        if recipe in kinds and recipe in set(own.recipe):
+            manifold, control = kinds[recipe]
+            shared = common(own, "normal", "on_manifold", recipe)
+            sizes = ", ".join(f"{n:,}" for n in sorted(set(shared.n)))
+            lines.append({"data": name, "manifold": manifold, "n": sizes, **gain(shared, recipe, control)})
+if real:
+    names = {"data": "data", "manifold": "manifold", "n": "N", "normal": "cut against normal"}
+    display(pages.table(pd.DataFrame(lines), names | {"control": "cut against random moves"}))
+    text = "*Relative cut of the test error by on-manifold adversarial training, averaged over the N named. A negative one "
+    display(pages.Markdown(text + "is a loss. The manifold for all classes is attacked with a smaller budget.*"))
+
+
+# %% tags=["remove-input"]
+def difference(own: pd.DataFrame, recipe: str) -> tuple[tuple[float, float, float], ...]:
+    """The cuts of on-manifold training and of another recipe at the same N, and the first less the second."""
+    shared = common(own, "normal", "on_manifold", recipe)
+    one, other = (generalization.mean_cut(shared, "normal", name) for name in ("on_manifold", recipe))
+    return tuple(metrics.percentiles(values) for values in (one, other, one - other))
+
+
+def changed(cut: tuple[float, float, float]) -> str:
+    """A relative cut of the test error in words."""
+    if cut[0] >= 0:
+        return f"lowers the test error by {cell(cut, '.1%')}{'' if cut[1] > 0 else ', perhaps by nothing,'}"
+    value, low, high = cut
+    return f"raises the test error by {cell((-value, -high, -low), '.1%')}{'' if high < 0 else ', perhaps by nothing,'}"
+
+
+def compared_with(three: tuple[float, float, float], other: str) -> str:
+    """What a difference, the first less the other, says with its interval."""
+    sure = "is larger than" if three[1] > 0 else "is smaller than" if three[2] < 0 else "cannot be told apart from"
+    return f"{sure} {other} (difference {cell(three, '+.1%')})"
+
+
+def gained_by_learning(name: str, own: pd.DataFrame) -> str:
+    """What training on the manifolds of a data set gains, in words."""
+    text, recipes = "", set(own.recipe)
+    if name in real:
+        cut = metrics.percentiles(generalization.mean_cut(own, "normal"))
+        if np.isfinite(cut[0]):
+            text += f"On-manifold training {changed(cut)} of what it is with normal training. "
+    elif "on_class" in recipes:
+        true, learned, apart = difference(own, "on_class")
+        if np.isfinite(apart[0]):
+            text += f"Training on the true manifold {changed(true)} of what it is with normal training, and training on the "
+            text += f"learned ones {changed(learned)}, at the same $N$. The first cut {compared_with(apart, 'the second')}. "
+    else:
+        text += "No training on learned manifolds of the classes is published yet. "
+    if "on_data" in recipes:
+        _, data, apart = difference(own, "on_data")
+        if np.isfinite(apart[0]):
+            text += f"Training on one manifold for all classes, where a move may change the class, {changed(data)}. The cut by "
+            text += f"manifolds that keep the class {compared_with(apart, 'this one')}. "
+    return text or "What it takes to say more is not published. "
+
+
+text = "\n\n".join(f"*{name}.* {gained_by_learning(name, own)}" for name, own in wide.items() if real)
+display(pages.Markdown(text or "*No rows of real images are published yet.*"))
+
+# %% [markdown]
+# The verdicts, by data set:
+
+# %% tags=["remove-input"]
+verdicts = {
+    name: [
+        (pages.source(own), p.experiment, verdict)
+        for own in everything
+        if setting.title(own.dataset.iloc[0]) == name
+        for verdict in p.verdicts(own)
+    ]
+    for name in pages.by_dataset(everything)
+}
+tabbed = {name: [pages.verdict_table(lines)] for name, lines in verdicts.items()}
+display(figures.tabs(tabbed) if tabbed else pages.Markdown("*No rows are published yet.*"))
 
 # %% [markdown]
 # ## Exercises

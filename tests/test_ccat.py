@@ -492,7 +492,7 @@ def test_examples_are_transferred_from_adversarial_training_and_there_from_other
     monkeypatch.setattr(CCAT, "members", members)
     empty = torch.zeros(1, 1, 2, 2)
     y = torch.zeros(1, dtype=torch.long)
-    source = CCAT.of({"SEEDS": 3})._transfer_source(Setting(empty, y, empty, y, empty, y, ("a", "b")), recipe)
+    source = CCAT.of({"SEEDS": 3})._transfer_source(Setting(empty, y, empty, y, empty, y, ("a", "b"), "fonts"), recipe)
     assert asked == ["at_half"]
     biases = [member[1].bias[1].item() for member in source.f.unstack()]
     assert biases == ([2, 3, 1] if recipe == "at_half" else [1, 2, 3])
@@ -515,7 +515,7 @@ def ramp(count=50):
     y = torch.zeros(count, dtype=torch.long)
     y[:2] = 1
     target = threats.Target(Ramp(), None, x, y)
-    own = Setting(x, y, x, y, x.repeat(3, 1, 1, 1), y.repeat(3), ("a", "b"))
+    own = Setting(x, y, x, y, x.repeat(3, 1, 1, 1), y.repeat(3), ("a", "b"), "fonts")
     return target, Judge.of(target, own, 100)
 
 

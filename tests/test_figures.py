@@ -1,12 +1,15 @@
 """advbook.figures: every plot from synthetic rows."""
 
+import base64
 import io
+import re
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from IPython.display import Markdown
 from matplotlib.colors import to_rgb
 
 from advbook import figures
@@ -42,7 +45,7 @@ def png(figure) -> bytes:
 
 def draw(name: str, table: pd.DataFrame):
     if name == "histograms":
-        return figures.histograms(table, "distance", EDGES["distance"], "distance")
+        return figures.histograms({"": table}, "distance", EDGES["distance"], "distance")
     return figures.intervals({"one": table, "two": table}, "ratio", "ratio", chance=0.99)
 
 
@@ -76,7 +79,7 @@ def test_a_figure_of_one_example_draws_too(name):
 
 def test_a_figure_that_fails_leaves_nothing_open():
     with pytest.raises(KeyError):
-        figures.histograms(rows(), "nothing", EDGES["distance"], "distance")
+        figures.histograms({"": rows()}, "nothing", EDGES["distance"], "distance")
     with pytest.raises(KeyError):
         draw("intervals", rows().assign(kind="of another kind"))
 
@@ -110,6 +113,65 @@ def test_intervals_show_value_and_ends_of_every_kind():
         assert any(np.allclose(x, [row.ratio_low, row.ratio_high]) for x in drawn if len(x) == 2)
         assert any(np.allclose(x, row.ratio) for x in drawn if len(x) == 1)
     assert any(np.allclose(x, 0.99) for x in drawn)
+
+
+def test_a_kind_has_its_place_in_every_panel_and_leaves_it_empty_where_it_is_not():
+    whole, gaps = rows(), rows(kinds=KINDS[::-2])
+    left, right = figures.intervals({"whole": whole, "gaps": gaps}, "ratio", "ratio").axes
+    heights = [
+        {axes.lines[i].get_color(): axes.lines[i].get_ydata()[0] for i in range(len(axes.lines))}
+        for axes in (left, right)
+    ]
+    assert len(heights[0]) == len(KINDS)
+    assert len(heights[1]) == len(KINDS[::-2])
+    assert heights[1].items() <= heights[0].items()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_wide_panels_stand_two_in_a_row(count):
+    names = [str(i) for i in range(count)]
+    figure = figures.intervals({name: rows() for name in names}, "ratio", "ratio")
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in shown] == names
+    assert [i for i, axes in enumerate(shown) if axes.get_xlabel()] == list(range(count))[-2:]
+    assert figure.get_figwidth() <= 8.5
+
+
+def test_panels_of_intervals_have_axes_of_their_own():
+    small, large = rows(), rows()
+    for name in ("ratio", "ratio_low", "ratio_high"):
+        large[name] = 100 * large[name] + 100
+    left, right = figures.intervals({"small": small, "large": large}, "ratio", "ratio").axes
+    assert left.get_xlim()[1] < right.get_xlim()[0]
+
+
+def test_histograms_of_several_tables_stand_under_each_other():
+    one, other = figures.histograms({"one": rows(), "two": rows(1)}, "angle", EDGES["angle"], "angle").axes
+    assert (one.get_title(), other.get_title()) == ("one", "two")
+    assert (one.get_xlabel(), other.get_xlabel()) == ("", "angle")
+    assert one.get_position().y0 > other.get_position().y0
+
+
+# --- tabs -----------------------------------------------------------------------------------------------------
+
+
+def test_tabs_hold_texts_and_figures_in_order():
+    figure = figures.pictures({"x": noise(1, 1, 28, 28)}, ["A"])
+    text = figures.tabs({"one": [Markdown("before"), (figure, 'a "noise" & more'), Markdown("after")], "two": []}).data
+    lines = text.split("\n")
+    assert (lines[0], lines[-1]) == (":::::{tab-set}", ":::::")
+    assert [line for line in lines if "{tab-item}" in line] == ["::::{tab-item} one", "::::{tab-item} two"]
+    assert lines.count("::::") == 2
+    assert text.index("before") < text.index("<img") < text.index("after") < text.index("two")
+    assert 'alt="a &quot;noise&quot; &amp; more"' in text
+    pixels = base64.b64decode(re.search(r"base64,([^\"]+)", text)[1])
+    assert pixels.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("alt", ["", " "])
+def test_a_figure_without_words_is_refused(alt):
+    with pytest.raises(ValueError, match=r"alt = '.*' is not allowed: a figure needs words"):
+        figures.tabs({"one": [(figures.pictures({"x": noise(1, 1, 28, 28)}, ["A"]), alt)]})
 
 
 # --- pictures -------------------------------------------------------------------------------------------------
@@ -254,6 +316,49 @@ def test_curves_mark_where_numbers_come_from():
     assert len(intervals_of(figure.axes[0])) == 8  # the paper prints none
 
 
+def test_every_recipe_has_a_look_of_its_own():
+    assert set(figures.RECIPES) == set(TITLES)
+    for part in zip(*figures.RECIPES.values(), strict=True):
+        assert len(set(part)) == len(TITLES)
+
+
+def test_data_sets_stand_in_rows_and_quantities_in_columns_that_share_an_axis():
+    tables = {"one": points(), "two": points(["random_latent"], [500, 1000], 1)}
+    figure = figures.by_dataset(tables, {"error": "test error", "success": "rate"})
+    grid = np.array(figure.axes).reshape(2, 2)
+    titles = [[axes.get_title() for axes in line] for line in grid]
+    assert titles == [["one: test error", "one: rate"], ["two: test error", "two: rate"]]
+    for column, quantity in zip(grid.T, ("error", "success"), strict=True):
+        assert column[0].get_ylim() == column[1].get_ylim()
+        assert column[0].get_ylim()[0] == 0
+        np.testing.assert_allclose(column[1].lines[0].get_ydata(), tables["two"][quantity])
+        row = tables["one"].iloc[0]
+        assert has(intervals_of(column[0]), y=[row[f"{quantity}_low"], row[f"{quantity}_high"]])
+    assert legend(figure) == ["normal", "on-manifold", "random latent"]
+    assert png(figure)
+
+
+def test_links_have_a_panel_a_data_set_with_its_own_axes_and_line():
+    small = points(seed=1)
+    numbers = [name for name in small if name not in ("recipe", "n")]
+    small[numbers] /= 10
+    figure = figures.links({"one": points(), "two": small}, "error", "success", "x", "y")
+    for axes, table in zip(figure.axes, (points(), small), strict=True):
+        *dots, fit = axes.lines
+        found = {(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in dots}
+        assert found == set(zip(table.error, table.success, strict=True))
+        slope, base = np.polyfit(table.error, table.success, 1)
+        np.testing.assert_allclose(fit.get_ydata(), base + slope * fit.get_xdata())
+    assert figure.axes[0].get_ylim()[1] > 5 * figure.axes[1].get_ylim()[1]
+    assert {"N = 250", "N = 40,000"} < set(legend(figure))
+
+
+def test_links_of_a_single_point_have_no_line():
+    figure = figures.links({"one": points(["normal"], [250])}, "error", "success", "x", "y")
+    (dot,) = figure.axes[0].lines
+    assert len(dot.get_xdata()) == 1
+
+
 def test_the_legend_names_what_is_drawn_and_nothing_else():
     tables = {"published rows": nothing(points()), "this build": points(["random_latent"])}
     assert legend(figures.curves(tables, "error", "test error")) == ["random latent", "this build"]
@@ -354,7 +459,7 @@ def test_a_figure_over_n_fits_a_phone(name):
 
 
 def test_every_kind_has_a_look_and_none_has_two():
-    assert set(figures.LOOKS) == set(KINDS)
+    assert set(figures.LOOKS) == {*KINDS, "on-manifold"}
 
 
 def test_colours_differ_for_the_eye_and_as_grey_or_by_line():

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from scipy import stats
+from test_learned import image_of, plant, planted_images
+from torch import nn
 
 from advbook import metrics, networks
 from advbook.experiments import generalization
@@ -361,3 +363,46 @@ def test_the_papers_attack_and_the_strong_one_have_the_chapters_budgets(home, mo
     p = GeneralizationLink(**{**TINY, "recipes": ["normal"], "eta": 0.25, "eta_small": 0.05, "strong_steps": 3})
     p.rows()
     assert asked == [(0.25, 2, 2, 25), (0.25, 0.25, 3, 25), (0.05, 0.05, 3, 25)]
+
+
+# --- real images: planted manifolds and networks --------------------------------------------------------------
+
+
+class FirstLatent(nn.Module):
+    """Reads the class that a planted image shows, and the next one where the first latent lies above a bound."""
+
+    def __init__(self, bound):
+        super().__init__()
+        self.bound = nn.Parameter(torch.tensor(bound))
+
+    def forward(self, x):
+        shown = x[:, 0, 1, 0:20:2]
+        return 10 * shown + shown.roll(1, 1) * (10 + 50 * (8 * (x[:, 0, 0, :1] - 0.5) - self.bound))
+
+
+def test_on_learned_manifolds_success_is_counted_where_the_image_of_the_code_is_read_rightly(home, monkeypatch):
+    """Two networks with known answers: one errs on codes beyond 2, which are clipped, the other on many."""
+    plant(monkeypatch)
+    bounds = (2.1, 0.5)
+    monkeypatch.setattr(
+        GeneralizationLink,
+        "members",
+        lambda self, setting, recipe=None: [nn.Sequential(FirstLatent(b)) for b in bounds],
+    )
+    p = GeneralizationLink(  # no fast draft of these networks is made
+        **{**TINY, "dataset": "mnist", "networks": ["mlp"], "recipes": ["normal"], "images": 200, "strong_steps": 5}
+    )
+    rows = p.rows()
+    _, y, z = planted_images("test", 200)
+    for seed, bound in enumerate(bounds):
+        own = rows[rows.seed == seed]
+        (decoded,) = own[own.what == "decoded"].to_dict("records")
+        wrong = image_of(z.clamp(-2, 2), y)[:, 0, 0, 0] > 0.5 + bound / 8
+        assert sum(decoded["hits_average"]) == wrong.sum()
+        assert sum(decoded["counted"]) == 200
+        assert (z[:, 0] > bound).sum() > (0 if bound < 2 else wrong.sum()), "x and dec(z) must differ"
+        (strong,) = own[(own.attack == "strong") & (own.threat == "on-manifold")].to_dict("records")
+        reachable = ~wrong & ((z[:, 0].clamp(-2, 2) + p.eta).clamp_max(2) > bound)
+        assert set(own[own.what == "success"].correct) == {int((~wrong).sum())}
+        assert strong["success_worst"] == pytest.approx(float(reachable.sum() / (~wrong).sum()))
+    assert list(rows[rows.seed == 0].what) == ["error", "decoded", "success", "success", "success"]

@@ -119,7 +119,14 @@ def test_a_larger_run_is_accepted_and_has_twice_the_largest_n():
         ({"SEEDS": []}, "SEEDS = [] is not allowed: it should be a valid integer."),
         ({"SEEDS": 0}, "SEEDS = 0 is not allowed: it should be greater than or equal to 1."),
         ({"IMAGES": 24}, "IMAGES = 24 is not allowed: it should be greater than or equal to 25."),
-        ({"DATASET": "mnist"}, "DATASET = 'mnist' is not allowed: it should be 'fonts'."),
+        ({"DATASET": "svhn"}, "DATASET = 'svhn' is not allowed: it should be 'fonts', 'emnist', 'mnist', "),
+        ({"MANIFOLD": "large"}, "MANIFOLD = 'large' is not allowed: it should be 'small' or 'paper'."),
+        ({"DATASET": "mnist", "N": [60_001]}, "N = [60001] is not allowed: mnist has 60,000 training images."),
+        (
+            {"DATASET": "mnist", "RECIPES": ["normal", "on_class"]},
+            "RECIPES = ['normal', 'on_class'] is not allowed: on_class and random_class are for FONTS, ",
+        ),
+        ({"DATASET": "celeba", "RECIPES": "random_class"}, "RECIPES = ['random_class'] is not allowed: on_class and "),
     ],
     ids=str,
 )  # fmt: skip
@@ -191,8 +198,34 @@ def test_a_grid_loads_its_images_and_trains_by_its_budgets(home, monkeypatch):
     (given, own), (_, other) = asked
     assert given[1] == ("fonts", "first", 100)
     assert (own["recipe"], other["recipe"], own["network"], own["seeds"]) == ("normal", "combined", "cnn", 2)
-    assert tuple(own["budgets"]) == (0.1, 0.2, 7)
+    assert tuple(own["budgets"]) == (0.1, 0.2, 7, "small")
     assert own["schedule"].epochs == 3
+
+
+def test_learned_classes_are_for_fonts_and_one_manifold_of_all_for_every_data_set():
+    assert Demo.of({"RECIPES": ["on_class", "random_class", "on_data"]}).recipes[0] == "on_class"
+    assert Demo.of({"DATASET": "mnist", "RECIPES": ["on_manifold", "random_latent", "on_data"]}).dataset == "mnist"
+
+
+def test_a_larger_run_on_real_images_has_more_networks_where_there_are_no_more_images():
+    assert Demo.of({"DATASET": "mnist", "N": 30_000}).larger() == {"N": [30_000, 60_000]}
+    assert Demo.of({"DATASET": "mnist", "N": 30_001, "SEEDS": 4}).larger() == {"SEEDS": 8}
+
+
+@pytest.mark.parametrize(("dataset", "where"), [("fonts", "true"), ("mnist", "class")])
+def test_attacked_images_are_points_of_the_best_manifold_of_the_size_asked_for(monkeypatch, dataset, where):
+    asked = []
+    monkeypatch.setattr(grid.learned, "codes", lambda *given, **options: asked.append((*given, options)))
+    Demo(dataset=dataset, manifold="paper").codes("the setting")
+    assert asked == [("the setting", "test", where, {"size": "paper"})]
+
+
+@pytest.mark.parametrize("manifold", ["small", "paper"])
+def test_networks_train_on_manifolds_of_the_size_asked_for(home, monkeypatch, manifold):
+    asked = []
+    monkeypatch.setattr(grid, "classifiers", lambda *given, **options: asked.append(options))
+    Demo(n=[100], manifold=manifold).members(None)
+    assert asked[0]["budgets"].size == manifold
 
 
 @pytest.mark.parametrize(
@@ -225,7 +258,7 @@ class Fixed(nn.Module):
 def test_error_rows_count_every_networks_mistakes_in_blocks_of_neighbours():
     x = torch.linspace(0, 1, 60).view(60, 1, 1, 1)
     y = (x.flatten() > 0.5).long()
-    setting = Setting(x, y, x, y, x, y, ("0", "1"))
+    setting = Setting(x, y, x, y, x, y, ("0", "1"), "mnist")
     rows = grid.error_rows([Fixed(0.5), Fixed(0.7)], setting)
     assert [row["test_error"] for row in rows] == [0, pytest.approx(12 / 60)]
     wrong = [(0.5 < value <= 0.7) for value in x.flatten().tolist()]

@@ -122,7 +122,7 @@ def images(count, seed):
     return (0.5 + 0.06 * patterns[y] + 0.015 * noise).clamp(0, 1).view(count, 1, SIDE, SIDE), y
 
 
-TOY = Setting(*images(90, 1), *images(50, 2), *images(600, 3), ("a", "b", "c"))
+TOY = Setting(*images(90, 1), *images(50, 2), *images(600, 3), ("a", "b", "c"), "mnist")
 TRAININGS = ["normal", *THREATS, *("+".join(pair) for pair in PAIRS)]
 
 
@@ -364,7 +364,7 @@ def test_where_a_network_is_right_of_nothing_no_row_fails(monkeypatch):
     member[1].bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
     monkeypatch.setattr(Hardening, "networks", lambda self, budgets, seeds=None: [member] * (seeds or self.seeds))
     own = TOY.y_test != 0
-    lost = Setting(TOY.x, TOY.y, TOY.x_test[own], TOY.y_test[own], *images(30, 3), TOY.classes)
+    lost = Setting(TOY.x, TOY.y, TOY.x_test[own], TOY.y_test[own], *images(30, 3), TOY.classes, TOY.dataset)
     rows = pd.DataFrame(toy(setting=lost, seeds=1, steps=1).rows())
     assert (rows[rows.what == "robust"].rate == 0).all()
     for row in rows[rows.what.isin(["energy", "success"])].to_dict("records"):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_learned import plant, planted_images
 from torch import nn
 
 from advbook import fonts, metrics
@@ -609,3 +610,36 @@ def test_a_small_real_grid_has_every_row_and_is_read_the_second_time(home, monke
     assert rates(rows, ERROR).draws[0][:, 0].max() < 0.85, "the networks read letters"
     monkeypatch.setattr(Independence, "compute", None)
     assert p.rows().equals(rows)
+
+
+def test_on_learned_manifolds_latent_attacks_start_from_the_image_of_the_code(home, monkeypatch):
+    """A network that errs on codes beyond 2 alone, which are clipped: right on x and on dec(z) differ."""
+    plant(monkeypatch)
+    network = nn.Sequential(FirstLatent()).requires_grad_(False)
+    monkeypatch.setattr(Independence, "members", lambda self, setting, recipe=None: [network] * self.seeds)
+    monkeypatch.setattr(Independence, "_carlini_wagner", lambda *_: [])
+    p = Independence(
+        **{**SHAPE, **FEW, "dataset": "mnist", "networks": ["mlp"], "recipes": ["normal"], "images": 200, "steps": 20}
+    )
+    rows = pd.DataFrame(p.compute().rows)
+    _, _, z = planted_images("test", 200)
+    wrong = int((z[:, 0] > 2.1).sum())
+    assert wrong > 0
+    rows = rows[rows.what == "success"]
+    moved = rows[rows.threat == "on-manifold l2"]
+    assert set(moved.correct) == {200}
+    assert (moved.success_worst == 0).all(), "the box ends at 2"
+    for threat in ("l2", "linf"):
+        assert set(rows[rows.threat == threat].correct) == {200 - wrong}
+
+
+class FirstLatent(nn.Module):
+    """Reads the class that a planted image shows, and the next one where the first latent lies above 2.1."""
+
+    def __init__(self):
+        super().__init__()
+        self.bound = nn.Parameter(torch.tensor(2.1))
+
+    def forward(self, x):
+        shown = x[:, 0, 1, 0:20:2]
+        return 10 * shown + shown.roll(1, 1) * (10 + 50 * (8 * (x[:, 0, 0, :1] - 0.5) - self.bound))

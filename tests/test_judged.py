@@ -51,7 +51,7 @@ def setting(held_out, x_test):
     """A setting of planted probabilities; labels belong to their place, not to the values."""
     y, y_test = (labels(planted(len(p), seed=seed), seed) for p, seed in ((held_out, 1), (x_test, 2)))
     empty = torch.empty(0)
-    return Setting(empty, empty, as_images(x_test), y_test, as_images(held_out), y, tuple("abcd"))
+    return Setting(empty, empty, as_images(x_test), y_test, as_images(held_out), y, tuple("abcd"), "fonts")
 
 
 def judge(held_out=None, x_test=None, count=COUNT):

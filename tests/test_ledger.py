@@ -295,3 +295,24 @@ def test_every_finite_value_is_counted_once(values):
     assert len(bins) == 100
     assert sum(bins) == np.isfinite(values).sum()
     assert json.loads(json.dumps(bins)) == bins
+
+
+# --- pictures in rows -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 1, 28, 28), (0, 3, 1, 28, 28), (5, 3, 7, 9)], ids=str)
+def test_pictures_come_back_from_a_row_rounded_to_eight_bits(home, shape):
+    images = np.random.default_rng(0).random(shape).astype(np.float32)
+    place = ledger.path("demo", 1, {"dataset": "fonts", "n": 1})
+    ledger.write(place, {"experiment": "demo"}, [{"what": "pictures", **ledger.pictures(images)}])
+    (row,) = ledger.read(place).to_dict("records")
+    found = ledger.unpacked(row)
+    assert (found.shape, found.dtype) == (shape, np.float32)
+    np.testing.assert_allclose(found, images, atol=0.5 / 255 + 1e-6)
+    again = ledger.unpacked(ledger.pictures(found))
+    np.testing.assert_array_equal(again, found)
+
+
+def test_pictures_outside_their_range_are_cut_off():
+    found = ledger.unpacked(ledger.pictures(np.array([[-0.5, 0.0, 1.0, 1.7]])))
+    assert found.tolist() == [[0, 0, 1, 1]]

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from test_learned import image_of, plant, planted_images
+from torch import nn
 
 from advbook import datasets, fonts, ledger
 from advbook.attacks.pgd import Attack
@@ -16,7 +18,7 @@ from advbook.experiments.off_manifold import EDGES, OffManifold
 from advbook.figures import LOOKS
 from advbook.manifolds.projection import Projection, l2
 
-KINDS = tuple(LOOKS)  # two attacks, then the controls
+KINDS = tuple(kind for kind in LOOKS if kind != "on-manifold")  # two attacks, then the controls
 REPOSITORY = Path(__file__).parents[1]
 REAL = Path(os.environ.get("ADVBOOK_DATA") or REPOSITORY.parent / "shared" / "data")
 
@@ -33,7 +35,7 @@ def seeded(seed=0):
 def measured(rows, manifold, kind, seed="all"):
     """The one distance row of a kind of perturbation."""
     (row,) = rows[
-        (rows.what == "distance") & (rows.manifold == manifold) & (rows.kind == kind) & (rows.seed == seed)
+        (rows.what == "distance") & (rows.to == manifold) & (rows.kind == kind) & (rows.seed == seed)
     ].to_dict("records")
     return row
 
@@ -55,7 +57,7 @@ def test_every_seed_and_all_together_have_every_row(small):
     for seed in (0, 1, "all"):
         of_seed = rows[rows.seed == seed]
         assert set(of_seed[of_seed.what == "success"].attack) == {"adversarial", "sign steps", "on-manifold"}
-        pairs = of_seed[of_seed.what == "distance"][["manifold", "kind"]].itertuples(index=False)
+        pairs = of_seed[of_seed.what == "distance"][["to", "kind"]].itertuples(index=False)
         assert sorted(map(tuple, pairs)) == sorted((m, k) for m in ("true", "neighbours") for k in KINDS)
     assert set(rows[rows.what == "schedule"].seed) == {0, 1}
     for name, value in OffManifold(**SMALL).point().items():
@@ -265,7 +267,7 @@ def test_networks_of_a_point_are_trained_once_and_differ_by_seed(home):
 
 def hand_made(ratio, over_sign, over_move, manifold="true"):
     """The rows that verdicts read, each number a triple (value, low, high)."""
-    shared = {"what": "distance", "seed": "all", "manifold": manifold}
+    shared = {"what": "distance", "seed": "all", "to": manifold}
     rows = []
     for kind, over in (("adversarial", (1, 1, 1)), ("random sign", over_sign), ("on-manifold move", over_move)):
         numbers = {"ratio": ratio, "adversarial_over_this": over}
@@ -304,6 +306,75 @@ def test_the_verdicts_of_a_real_run_name_their_numbers(small):
 # --- real images ----------------------------------------------------------------------------------------------
 
 
+class FirstLatent(nn.Module):
+    """Reads the class that a planted image shows, and the next one where the first latent lies above 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.bound = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x):
+        shown = x[:, 0, 1, 0:20:2]
+        return 10 * shown + shown.roll(1, 1) * (10 + 50 * (8 * (x[:, 0, 0, :1] - 0.5) - self.bound))
+
+
+@pytest.fixture
+def planted(home, monkeypatch):
+    """A run on a planted data set whose learned manifolds are known: its parameters and rows."""
+    plant(monkeypatch)
+    monkeypatch.setattr(OffManifold, "networks", lambda self, data: [nn.Sequential(FirstLatent())] * self.seeds)
+    p = OffManifold(**{**TINY, "dataset": "mnist", "images": 60, "steps": 60, "neighbours": 20, "eta": 0.25})
+    return p, p.rows()
+
+
+def test_on_learned_manifolds_the_attack_starts_from_the_image_of_the_code(planted):
+    """The paper's attack, from one start of 60 steps of .005, reaches all of eta; what it moves is one pixel."""
+    p, rows = planted
+    _, _, z = planted_images("test", 60)
+    right = z[:, 0] <= 1
+    reachable = right & (z[:, 0] + p.eta > 1)
+    assert 0 < reachable.sum() < right.sum()
+    for seed in (0, 1):
+        (own,) = rows[(rows.attack == "on-manifold") & (rows.seed == seed)].to_dict("records")
+        assert own["correct"] == right.sum()
+        assert own["success_worst"] == pytest.approx(float(reachable.sum() / right.sum()))
+        moved = measured(rows, "neighbours", "on-manifold", seed)
+        assert moved["count"] == reachable.sum()
+        assert 0 < moved["norm"] <= p.eta / 8 * 10**0.5 + 1e-6, "ten pixels, each an eighth of its latent"
+        assert moved["distance"] <= moved["norm"] + 1e-6
+    assert set(rows.to.dropna()) == {"neighbours"}
+
+
+def test_the_distance_of_moves_on_learned_manifolds_is_measured_from_the_image_of_the_code(planted, monkeypatch):
+    """And that of all others from the image itself."""
+    p, _ = planted
+    asked = []
+    span = off_manifold.off_neighbours
+
+    def seen(query, x, train, *, k):
+        asked.append((query, x))
+        return span(query, x, train, k=k)
+
+    monkeypatch.setattr(off_manifold, "off_neighbours", seen)
+    one = p.model_copy(update={"seeds": 1})
+    rows = one.compute().rows
+    _, y, z = planted_images("test", 60)
+    decoded, images = image_of(z.clamp(-2, 2), y), planted_images("test", 60)[0]
+    kinds = [row["kind"] for row in rows if row["what"] == "distance" and row["seed"] == 0 and row["count"]]
+    for kind, (query, x) in zip(kinds, asked, strict=False):
+        near, far = (decoded, images) if kind == "on-manifold" else (images, decoded)
+        assert torch.cdist(x.flatten(1), near.flatten(1)).amin(1).max() < 0.01
+        assert torch.cdist(x.flatten(1), far.flatten(1)).amin(1).max() > 0.05
+        assert len(query) == len(x)
+    assert "on-manifold" in kinds
+
+
+def test_every_row_of_real_images_carries_the_parameters(planted):
+    p, rows = planted
+    for name, value in p.point().items():
+        assert (rows[name] == value).all()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "subset"), [("fashion_mnist", "first"), ("mnist", "random")])
 def test_on_real_images_only_the_neighbours_are_measured(home, monkeypatch, name, subset):
@@ -313,8 +384,8 @@ def test_on_real_images_only_the_neighbours_are_measured(home, monkeypatch, name
     p = OffManifold(**{**SMALL, "dataset": name, "subset": subset, "epochs": 15, "seeds": 1})
     p.check_data()
     rows = p.rows()
-    assert set(rows.manifold.dropna()) == {"neighbours"}
-    assert set(rows[rows.what == "success"].attack) == {"adversarial", "sign steps"}
+    assert set(rows.to.dropna()) == {"neighbours"}
+    assert set(rows[rows.what == "success"].attack) == {"adversarial", "sign steps", "on-manifold"}
     assert measured(rows, "neighbours", "adversarial")["count"] > 0
     assert measured(rows, "neighbours", "on-manifold move")["ratio"] < measured(rows, "neighbours", "gaussian")["ratio"]
     assert len(p.verdicts(rows)) == 2

@@ -1,4 +1,6 @@
-"""advbook.experiments.on_manifold: planted networks with known answers, judges on altered images, a small real run."""
+"""advbook.experiments.on_manifold: planted networks with known answers, small runs on the true manifold and on
+planted ones that stand for learned ones.
+"""
 
 from dataclasses import replace
 from functools import partial
@@ -9,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_learned import LATENTS, image_of, plant, planted_images
 from torch import nn
 from toys import seeded
 
@@ -20,18 +23,17 @@ from advbook.experiments.on_manifold import (
     ATTACKS,
     OFF,
     ON,
+    ON_DATA,
     ON_RANGE,
     OnManifold,
+    Target,
     random_moves,
-    read_told,
     read_untold,
-    space,
 )
 from advbook.experiments.setting import Known
 from advbook.manifolds.projection import Manifold
 
 LOW, HIGH = (np.array(bound) for bound in (fonts.THETA_LOW, fonts.THETA_HIGH))
-MANIFOLD = Manifold(fonts.decode, fonts.decode_with_jacobian, *fonts.theta_box())
 MOVES = ("paper", "strong", "random moves", "random search")
 SMALL = {
     "n": 500,
@@ -82,6 +84,15 @@ def known(count=20, seed=0, dtype=torch.float64):
     codes = fonts.Rows(codes.theta.to(dtype), codes.font, codes.letter)
     low, high = (torch.tensor(bound, dtype=dtype) for bound in (fonts.THETA_LOW, fonts.THETA_HIGH))
     return Known(Manifold(fonts.decode, fonts.decode_with_jacobian, low, high), codes, codes)
+
+
+def target(p, own, units="raw"):
+    """What a threat on the true manifold moves."""
+    return Target(own.codes("test"), p.eta if units == "raw" else p.eta_range, units)
+
+
+def space(p, own, units):
+    return target(p, own, units).space()
 
 
 def reads_latent(column, bound):
@@ -157,8 +168,12 @@ def test_the_random_search_ends_at_the_first_move_that_fools():
 
 def test_codes_give_the_images_of_the_data():
     rows = fonts.rows("test", 25)
+    own = Known(Manifold(fonts.decode, fonts.decode_with_jacobian, *fonts.theta_box()), rows, rows)
     codes = on_manifold.code(rows.theta, rows.font, rows.letter)
-    assert torch.equal(on_manifold.image(codes), fonts.images(rows))
+    for units in ("raw", "range"):
+        assert torch.equal(target(OnManifold(), own, units).image(codes), fonts.images(rows))
+        still = target(OnManifold(), own, units).space().image(torch.zeros(25, 6))
+        torch.testing.assert_close(still, codes, atol=1e-5, rtol=0)
 
 
 # --- networks with known answers: a whole run -------------------------------------------------------------------
@@ -214,85 +229,7 @@ def test_where_any_move_fools_the_attack_gets_no_credit(home, monkeypatch):
     assert [verdict.value for verdict in OnManifold.verdicts(rows)[2:4]] == [1, 1]
 
 
-# --- the judges -------------------------------------------------------------------------------------------------
-
-
-def some(count=60, seed=5):
-    rows = fonts.random_rows("test", count, seed=seed)
-    return rows, fonts.images(rows)
-
-
-def swapped(rows):
-    """The same fonts and transformations with the next letter."""
-    other = fonts.Rows(rows.theta, rows.font, (rows.letter + 1) % 10)
-    return other, fonts.images(other)
-
-
-def test_the_judge_who_is_told_the_move_reads_clean_letters():
-    rows, x = some(200)
-    assert (read_told(x, rows.theta, rows.font) != rows.letter).double().mean() <= 0.05
-    assert torch.equal(
-        read_told(x, rows.theta, rows.font, batch=7)[:20], read_told(x[:20], rows.theta[:20], rows.font[:20])
-    )
-    assert len(read_told(x[:0], rows.theta[:0], rows.font[:0])) == 0
-
-
-def test_the_judges_see_that_a_letter_was_swapped():
-    rows, _ = some(30)
-    other, x = swapped(rows)
-    told, untold = read_told(x, rows.theta, rows.font), read_untold(x, rows.font, MANIFOLD, pool=5_000, steps=5)
-    assert (told == other.letter).double().mean() >= 0.9
-    assert (untold == other.letter).double().mean() >= 0.6
-
-
-def test_the_judge_who_is_told_a_wrong_move_reads_badly():
-    rows, x = some()
-    turned = rows.theta.clone()
-    turned[:, 5] = torch.where(turned[:, 5] > 0, turned[:, 5] - 1.5, turned[:, 5] + 1.5)
-    assert (read_told(x, turned, rows.font) != rows.letter).double().mean() > 0.3
-
-
-def test_the_judge_leaves_the_own_font_out(monkeypatch):
-    """All fonts but the own one are relabelled: only who looks at the own one reads the old letter."""
-    rows, x = some(30)
-    rows = fonts.Rows(rows.theta, torch.full_like(rows.font, 7), rows.letter)
-    x = fonts.images(rows)
-    relabelled = fonts.prototypes().roll(1, 1)  # letter k now shows letter k - 1
-    relabelled[7] = fonts.prototypes()[7]
-    monkeypatch.setattr(fonts, "prototypes", lambda device="cpu": relabelled)
-    assert (read_told(x, rows.theta, rows.font) == (rows.letter + 1) % 10).double().mean() >= 0.8
-    another = torch.full_like(rows.font, 8)  # with another font left out, the own one is the nearest
-    assert (read_told(x, rows.theta, another) == rows.letter).double().mean() >= 0.9
-
-
-def test_the_judge_who_is_told_the_move_is_the_nearest_prototype_over_known_pixels():
-    rows, x = some(3)
-    upright, inside = fonts.upright(x, rows.theta)
-    for image, mask, font, said in zip(
-        upright.double(), inside, rows.font, read_told(x, rows.theta, rows.font), strict=True
-    ):
-        distance = ((fonts.prototypes().double() - image) * mask).square().sum((2, 3))
-        distance[font] = torch.inf
-        assert said == distance.amin(0).argmin()
-
-
-def test_the_judge_who_is_told_nothing_knows_the_images_of_its_pool():
-    pool = fonts.random_rows("train", 2_000)
-    rows = pool[torch.arange(0, 2_000, 40)]
-    said = read_untold(fonts.images(rows), (rows.font + 1) % 1000, MANIFOLD, pool=2_000, starts=2, steps=1)
-    assert torch.equal(said, rows.letter)
-    own = read_untold(fonts.images(rows), rows.font, MANIFOLD, pool=2_000, starts=2, steps=1)
-    assert (own != rows.letter).any(), "without the own font it must search"
-
-
-def test_steps_and_a_larger_pool_make_fewer_errors():
-    rows, x = some(40, seed=2)
-    blunt, few, sharp = (
-        (read_untold(x, rows.font, MANIFOLD, pool=pool, starts=3, steps=steps) != rows.letter).double().mean()
-        for pool, steps in ((5_000, 0), (1_000, 5), (5_000, 5))
-    )
-    assert sharp < blunt - 0.1
-    assert sharp < few - 0.1
+# --- what the judges say ----------------------------------------------------------------------------------------------
 
 
 def test_answers_count_what_the_judge_read_rightly_before():
@@ -443,7 +380,7 @@ def test_the_path_is_that_of_the_papers_attack_up_to_its_first_win(small, monkey
     where = space(p, data.known, "raw")
 
     def f(codes):
-        return network(on_manifold.image(codes))
+        return network(target(p, data.known).image(codes))
 
     attack = pgd_latent(f, where, data.y_test, steps=p.steps, restarts=p.restarts, generator=on_manifold._starts(0))
     index = torch.cdist(theta, data.known.theta).argmin(1)
@@ -489,6 +426,206 @@ def test_networks_are_those_of_the_first_chapter(home):
     x = torch.rand(3, 1, 28, 28, generator=seeded())
     assert torch.equal(networks.predict(own, x), networks.predict(other, x))
     assert len(list(home.glob("models/*.safetensors"))) == 1
+
+
+# --- real images: planted manifolds, networks and judges ----------------------------------------------------------
+
+
+class Reads(nn.Module):
+    """Reads the class that a planted image shows, and the next one where the first latent lies above a bound."""
+
+    def __init__(self, bound):
+        super().__init__()
+        self.bound = nn.Parameter(torch.tensor(bound))
+
+    def forward(self, x):
+        shown = x[:, 0, 1, 0:20:2]
+        over = 8 * (x[:, 0, 0, :1] - 0.5) - self.bound
+        return 10 * shown + shown.roll(1, 1) * (10 + 50 * over)
+
+
+def shows(x):
+    """The class that a planted image shows, as votes."""
+    return x[:, 0, 1, 0:20:2] / x[:, 0, 1, 0:20:2].sum(1, keepdim=True)
+
+
+class Reader:
+    """A judge made of two ways of reading images."""
+
+    def __init__(self, network, neighbours=None):
+        self.parts = (network, neighbours or network)
+
+    def votes(self, x):
+        return tuple(part(x) for part in self.parts)
+
+
+def turned(bound):
+    """Reads the next class where the first latent lies above the bound, as the network does."""
+    return lambda x: torch.where(8 * (x[:, 0, 0, :1] - 0.5) > bound, shows(x).roll(1, 1), shows(x))
+
+
+BOUND = 0.5
+REAL = {"dataset": "mnist", "n": 100, "epochs": 1, "images": 60, "seeds": 2, "steps": 4, "strong_steps": 5, "eta": 0.25}
+
+
+def learned_run(monkeypatch, *, judge=shows, neighbours=None, bound=BOUND, **changed):
+    """A run on the planted data set, whose two networks are a given one: rows, and codes and classes attacked."""
+    plant(monkeypatch)
+    monkeypatch.setattr(OnManifold, "networks", lambda self, data: [nn.Sequential(Reads(bound))] * self.seeds)
+    monkeypatch.setattr(on_manifold, "independent", lambda dataset, n, device: Reader(judge, neighbours))
+    p = OnManifold(**{**REAL, **changed})
+    _, y, z = planted_images("test", p.images)
+    return p.rows(), z, y
+
+
+def test_on_learned_manifolds_a_network_falls_exactly_where_the_budget_reaches(home, monkeypatch):
+    rows, z, _ = learned_run(monkeypatch)
+    right = z[:, 0] <= BOUND
+    reachable = right & (z[:, 0] + 0.25 > BOUND)
+    assert 0 < reachable.sum() < right.sum()
+    strong = row(rows, "success", ON, "strong")
+    assert strong["correct"] == 2 * right.sum()
+    assert strong["success_worst"] == pytest.approx(float(reachable.sum() / right.sum()))
+    for attack in MOVES:
+        assert row(rows, "success", ON, attack)["success_worst"] <= strong["success_worst"]
+        assert row(rows, "success", ON_DATA, attack)["success_worst"] == 0, "the manifold of all shows no such latent"
+    found = row(rows, "examples", ON, "strong", 0)
+    assert found["count"] == sum(row(rows, "success", ON, "strong", 0)["hits_worst"])
+    assert 0 < found["zeta"] <= 0.25 + 1e-6
+    assert len(found["zeta_by_latent"]) == LATENTS
+    assert found["change"] > 0
+
+
+def test_the_box_of_the_paper_holds_codes_back_and_that_of_the_codes_does_not(home, monkeypatch):
+    """Beyond 2 there are codes of images, but no valid ones."""
+    many = {"images": 200, "eta": 0.4, "seeds": 1, "bound": 2.2}
+    rows, z, _ = learned_run(monkeypatch, **many)
+    assert row(rows, "success", ON, "strong")["success_worst"] == 0
+    free, _, _ = learned_run(monkeypatch, **many, box="codes")
+    right = z[:, 0] <= 2.2
+    reach = right & ((z[:, 0] + 0.4).clamp_max(float(z[:, 0].max())) > 2.2)
+    assert reach.any()
+    assert row(free, "success", ON, "strong")["success_worst"] == pytest.approx(float(reach.sum() / right.sum()))
+
+
+def test_a_network_is_asked_about_the_image_of_the_code_and_not_about_the_image(home, monkeypatch):
+    """Codes beyond 2 are clipped, and with them what the network errs on."""
+    rows, z, _ = learned_run(monkeypatch, images=200, seeds=1, bound=2.1)
+    wrong = int((z[:, 0] > 2.1).sum())
+    assert wrong > 0
+    assert row(rows, "success", OFF, "paper")["correct"] == 200 - wrong
+    for threat in (ON, ON_DATA):
+        for attack in MOVES:
+            assert row(rows, "success", threat, attack)["correct"] == 200
+
+
+def test_a_judge_who_always_reads_the_class_keeps_every_example_and_one_who_is_fooled_keeps_none(home, monkeypatch):
+    rows, _, _ = learned_run(monkeypatch)
+    fooled, _, _ = learned_run(monkeypatch, judge=turned(BOUND), eps=0.29)
+    for own, kept in ((rows, 1), (fooled, 0)):
+        found = row(own, "examples", ON, "strong")
+        assert found["count"] > 0
+        assert found["kept"] == kept
+        assert found["judge_error"] == 1 - kept
+        labels = OnManifold.verdicts(own)[4:]
+        assert labels[1].outcome == ("supported" if kept else "not supported")
+    for own in (rows, fooled):
+        for threat in (ON, ON_DATA):
+            still = row(own, "examples", threat, "clean")
+            assert (still["zeta"], still["change"], still["kept"]) == (0, 0, 1)
+
+
+def test_a_judge_who_never_reads_the_class_is_asked_about_nothing(home, monkeypatch):
+    rows, _, _ = learned_run(monkeypatch, judge=lambda x: shows(x).roll(1, 1))
+    found = row(rows, "examples", ON, "strong")
+    assert found["count"] > 0
+    assert found["judge_error"] == 1
+    assert found["kept"] is None or np.isnan(found["kept"])
+    assert {verdict.outcome for verdict in OnManifold.verdicts(rows)[4:]} == {"undecided"}
+
+
+def test_both_parts_of_the_judge_have_a_say_of_their_own(home, monkeypatch):
+    rows, _, _ = learned_run(monkeypatch, neighbours=lambda x: 0.5 * shows(x).roll(1, 1))
+    swapped, _, _ = learned_run(
+        monkeypatch, judge=lambda x: 0.5 * shows(x).roll(1, 1), neighbours=shows, eps=0.29
+    )  # fmt: skip
+    for own, shares in ((rows, (1, 0)), (swapped, (0, 1))):
+        for seed in (0, 1, "all"):
+            found = row(own, "examples", ON, "strong", seed)
+            assert (found["network_reads"], found["neighbours_reads"]) == shares
+            assert found["judge_error"] == 0, "together they go by the larger"
+
+
+def test_real_images_have_their_own_rows(home, monkeypatch):
+    rows, _, _ = learned_run(monkeypatch)
+    keys = {(OFF, "paper"), *((threat, attack) for threat in (ON, ON_DATA) for attack in MOVES)}
+    clean = {("none", "clean"), (ON, "clean"), (ON_DATA, "clean")}
+    for seed in (0, 1, "all"):
+        own = rows[rows.seed == seed]
+        for what, more in (("success", set()), ("examples", clean)):
+            pairs = own[own.what == what][["threat", "attack"]].itertuples(index=False)
+            assert sorted(map(tuple, pairs)) == sorted(keys | more)
+    assert not (rows.what == "untold").any(), "that judge needs the true manifold"
+    for name, value in OnManifold(**REAL).point().items():
+        assert (rows[name] == value).all()
+
+
+def test_pictures_show_image_code_and_example(home, monkeypatch):
+    x, y, z = planted_images("test", REAL["images"])
+    for judge, kind, changed in ((shows, "kept", 0.3), (turned(BOUND), "disputed", 0.29)):
+        rows, _, _ = learned_run(monkeypatch, judge=judge, eps=changed)
+        (found,) = rows[rows.what == "pictures"].to_dict("records")
+        assert (found["seed"], found["threat"], found["attack"]) == (0, ON, kind)
+        won = row(rows, "success", ON, "strong", 0)
+        assert found["count"] == sum(won["hits_worst"])
+        shown = ledger.unpacked(found)
+        count = min(int(found["count"]), on_manifold.SHOWN)
+        assert shown.shape == (count, 3, 1, 28, 28)
+        images, decoded, examples = torch.from_numpy(shown).unbind(1)
+        index = torch.cdist(images.flatten(1), x.flatten(1)).argmin(1)
+        torch.testing.assert_close(images, x[index], atol=0.5 / 255 + 1e-6, rtol=0)
+        torch.testing.assert_close(decoded, image_of(z.clamp(-2, 2), y)[index], atol=0.5 / 255 + 1e-6, rtol=0)
+        assert found["label"] == y[index].tolist()
+        assert found["said"] == [(label + 1) % 10 for label in found["label"]]
+        assert found["read"] == (found["label"] if kind == "kept" else found["said"])
+        moved = 8 * (examples - decoded)[:, 0, 0, :LATENTS]
+        assert (moved.abs() <= 0.25 + 8 / 255).all()
+        assert (moved[:, 0] > 0).all()
+
+
+def test_no_faces_lie_in_rows(home, monkeypatch):
+    rows, _, _ = learned_run(monkeypatch, dataset="celeba")
+    assert row(rows, "success", ON, "strong")["success_worst"] > 0
+    assert not (rows.what == "pictures").any()
+
+
+def test_pictures_are_for_learned_manifolds_alone(small):
+    _, rows, _ = small
+    assert not (rows.what == "pictures").any()
+
+
+def test_the_examples_of_learned_manifolds_are_drawn_with_their_path(home, monkeypatch):
+    """A large eps, so that the regular attack fools too."""
+    rows, z, y = learned_run(monkeypatch, eps=1.0, steps=40)
+    arrays = ledger.arrays(rows.arrays[0])
+    path, codes, label = (torch.from_numpy(arrays[f"shown/{name}"]) for name in ("path", "theta", "font"))
+    assert 0 < len(path) <= on_manifold.SHOWN
+    assert path.shape[1:] == (41, LATENTS)
+    assert torch.equal(label, torch.from_numpy(arrays["shown/y"]))
+    index = torch.cdist(codes, z.clamp(-2, 2)).argmin(1)
+    assert torch.equal(label, y[index])
+    assert path.abs().max() <= 0.25 + 1e-6
+    end = codes + path[:, -1]
+    assert (end[:, 0] > BOUND).all()
+    torch.testing.assert_close(torch.from_numpy(arrays["shown/on"]), image_of(end, label), atol=1e-5, rtol=0)
+
+
+def test_more_training_images_than_there_are_are_refused_for_the_judge_too():
+    with pytest.raises(ValueError, match="N = 60001 is not allowed: mnist has 60,000 training images"):
+        OnManifold(dataset="mnist", n=60_001)
+    with pytest.raises(ValueError, match="JUDGE_N = 60001 is not allowed: mnist has 60,000 training images"):
+        OnManifold(dataset="mnist", judge_n=60_001)
+    assert OnManifold(dataset="fonts", judge_n=10**7).judge_n == 10**7, "FONTS has a judge of its own"
 
 
 # --- verdicts ---------------------------------------------------------------------------------------------------

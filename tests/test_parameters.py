@@ -113,7 +113,7 @@ def test_a_parameter_like_no_other_is_named_without_a_guess():
         ("RESTARTS", 0, "1"),
         ("SEEDS", 0, "1"),
         ("IMAGES", 10**6, "8000"),
-        ("DATASET", "font", "'fonts', 'mnist', 'fashion_mnist'"),
+        ("DATASET", "font", "'fonts', 'emnist', 'mnist', 'fashion_mnist' or 'celeba'"),
         ("DATASET", "FONTS", "'fonts'"),
         ("SUBSET", "last", "'first' or 'random'"),
         ("N", 960_001, "fonts has 960,000 training images"),

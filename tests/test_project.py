@@ -17,8 +17,8 @@ LAYERS = (
     ("files", "formats"),
     ("fonts", "datasets", "corruptions"),
     ("networks",),
-    ("manifolds",),
     ("fleet", "capture"),
+    ("manifolds",),  # after fleets, since learned ones are trained as one
     ("kernels",),
     ("attacks",),
     ("training",),

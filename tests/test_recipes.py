@@ -10,15 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_kernels import Devices
+from test_learned import image_of, plant, planted_images
 from toys import seeded
 
 from advbook import fonts, networks, store, training
 from advbook.attacks.spaces import Latent, Pixels
-from advbook.experiments import recipes
+from advbook.experiments import learned, recipes
 from advbook.experiments.recipes import DIAL, TITLES, Budgets, Recipe, classifiers, mix
 from advbook.experiments.setting import Known, load
 from advbook.fleet import Stack
-from advbook.manifolds import transform
+from advbook.manifolds import transform, vaegan
 from advbook.manifolds.projection import Manifold
 from advbook.training import Adversary, Schedule
 
@@ -26,10 +27,11 @@ NAMES = get_args(Recipe)
 CPU, DATA = torch.device("cpu"), ("fonts", "first", 20)
 BUDGETS, ADVERSARY = Budgets(eps=0.2, eta=0.3, steps=2), Adversary(steps=2, lr=0.05)
 SHORT = Schedule(epochs=1, batch=10)
+ON_LEARNED = ("on_class", "random_class", "on_data")
 ON_MANIFOLD = ("on_manifold", "random_latent", "combined", "combined_full", "dial_25", "dial_75")
 
 # What a batch is made of beside clean images, as the paper and its released code have it, and what decides the result.
-LATENT, REGULAR, MOVED = "latent", "regular", "transformation"
+LATENT, LEARNED, REGULAR, MOVED = "latent", "learned", "regular", "transformation"
 PARTS = {
     "normal": [],
     "adversarial": [(REGULAR, 0.5, 1)],
@@ -39,6 +41,9 @@ PARTS = {
     "random_latent": [(LATENT, 0.5, 1)],
     "random_transformation": [(MOVED, 0.5, 1)],
     "random_transformation_released": [(MOVED, 0.5, 1)],
+    "on_class": [(LEARNED, 0.5, 1)],
+    "random_class": [(LEARNED, 0.5, 1)],
+    "on_data": [(LEARNED, 0.5, 1)],
     "combined": [(LATENT, 0.25, 1), (REGULAR, 0.25, 1)],
     "combined_full": [(LATENT, 0.5, 1), (REGULAR, 0.5, 1)],
     "dial_25": [(LATENT, 0.25, 1.5), (REGULAR, 0.25, 0.5)],
@@ -52,13 +57,33 @@ def tiny():
     return load("fonts", 20, "first", 5, CPU, held_out=10)
 
 
+def stand_in(patch, dtype=torch.float32):
+    """Autoencoders of random weights in the place of learned ones."""
+
+    def made(dataset, where, size, device, *, seen=0):
+        patch.setitem(vaegan.WIDTHS, "small", vaegan.Widths((2, 3), (3, 2), (2, 3)))
+        count = 10 if where == "class" else 1
+        pairs = [vaegan.autoencoder("small", (1, 28, 28), generator=seeded(member)) for member in range(count)]
+        return [pair.to(device, dtype).eval() for pair in pairs]
+
+    patch.setattr(learned, "autoencoders", made)
+    patch.setattr(learned, "_file", lambda dataset: None)
+
+
+@pytest.fixture(autouse=True)
+def untrained(monkeypatch):
+    stand_in(monkeypatch)
+
+
 def kind_of(part, setting):
     """What a part does to images, told by its space."""
     space = part.space(torch.arange(3))
     if isinstance(space, Pixels):
         return REGULAR
     assert isinstance(space, Latent)
-    return LATENT if len(space.context) == 2 else MOVED
+    if len(space.context) == 2:
+        return LATENT
+    return LEARNED if space.context[0].ndim == 1 else MOVED
 
 
 # --- what a recipe trains on ----------------------------------------------------------------------------------
@@ -78,7 +103,9 @@ def test_a_recipe_has_the_parts_of_the_paper(tiny, recipe):
         assert part.adversary == (None if recipe.startswith("random") else ADVERSARY)
 
 
-@pytest.mark.parametrize("recipe", [name for name in NAMES if name != "random_transformation_released"])
+@pytest.mark.parametrize("recipe", [
+    name for name in NAMES if name != "random_transformation_released" and name not in ON_LEARNED
+])  # fmt: skip
 def test_unmoved_perturbed_images_are_the_training_images_and_budgets_are_those_asked_for(tiny, recipe):
     rows = torch.tensor([7, 0, 19])
     for part in mix(recipe, tiny, BUDGETS, ADVERSARY).perturbed:
@@ -132,17 +159,6 @@ def test_transformations_as_released_are_drawn_about_zero_with_the_scale_at_its_
     assert not torch.allclose(space.image(torch.zeros_like(u)), setting.x, atol=0.1), "zero is no identity"
 
 
-@pytest.mark.parametrize("recipe", NAMES)
-def test_without_a_known_manifold_a_recipe_that_moves_on_it_is_refused_in_a_sentence(tiny, recipe):
-    setting = dataclasses.replace(tiny, known=None)
-    if recipe not in ON_MANIFOLD:
-        assert len(mix(recipe, setting, BUDGETS, ADVERSARY).perturbed) == len(PARTS[recipe])
-        return
-    with pytest.raises(ValueError, match="manifold") as caught:
-        mix(recipe, setting, BUDGETS, ADVERSARY)
-    assert str(caught.value) == (f"Recipe '{recipe}' moves along the manifold, which is not known for this data set.")
-
-
 def test_the_dial_turns_from_on_manifold_to_regular_training(tiny):
     def share(recipe):
         """Of the regular part in the adversarial loss."""
@@ -157,10 +173,11 @@ def test_the_dial_turns_from_on_manifold_to_regular_training(tiny):
 
 
 @pytest.mark.parametrize("recipe", NAMES[1:])
-def test_perturbing_images_asks_nothing_of_the_host(recipe):
+def test_perturbing_images_asks_nothing_of_the_host(recipe, monkeypatch):
     """So that a CUDA graph can record it: on the meta device, a copy from the host shows as one."""
     fonts.prototypes(torch.device("meta"))
     setting = load("fonts", 6, "first", 3, torch.device("meta"), held_out=3)
+    monkeypatch.setattr(vaegan, "encode", lambda pairs, x, y: torch.empty(len(x), 10, device="meta"))
     attacked, (rows, labels) = fleet("meta").eval(), torch.zeros(2, 2, 3, dtype=torch.long, device="meta")
     for part in mix(recipe, setting, BUDGETS, ADVERSARY).perturbed:
         with Devices() as seen:
@@ -168,6 +185,110 @@ def test_perturbing_images_asks_nothing_of_the_host(recipe):
             images = part.space(rows.flatten()).image(u)
         assert images.shape == (6, 1, 28, 28)
         assert seen.devices == {"meta"}
+
+
+# --- learned manifolds and real images ------------------------------------------------------------------------
+
+REAL_DATA = ("mnist", "first", 40)
+MOVES = ("on_manifold", "random_latent", "on_data", "combined", "combined_full", "dial_25", "dial_75")
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    """Forty training images of a planted data set, whose learned manifolds are known."""
+    plant(monkeypatch)
+    return load("mnist", 40, "first", 5, CPU, held_out=10)
+
+
+def shown_in_training(monkeypatch, setting, recipe, budgets=BUDGETS):
+    """(z, class) of all that the decoders of a planted data set are shown while a recipe trains."""
+    shown, call = [], vaegan.Decoders.__call__
+
+    def seen(self, z, y):
+        shown.append((z.detach().clone(), y))
+        return call(self, z, y)
+
+    monkeypatch.setattr(vaegan.Decoders, "__call__", seen)
+    adversary = ADVERSARY.model_copy(update={"lr": 0.2})
+    perturbed, separate = mix(recipe, setting, budgets, adversary)
+    random = [seeded(1), seeded(2)]
+    training.train(fleet(CPU), setting.x, setting.y, SHORT, perturbed, separate=separate, generators=random)
+    return shown
+
+
+@pytest.mark.parametrize("recipe", MOVES)
+def test_on_real_images_moves_keep_class_budget_and_the_box_of_the_paper(planted, recipe, monkeypatch):
+    where = "data" if recipe == "on_data" else "class"
+    codes = learned.codes(planted, "train", where)
+    eta = recipes.ETA_DATA if recipe == "on_data" else BUDGETS.eta
+    shown = shown_in_training(monkeypatch, planted, recipe)
+    assert shown
+    far = 0.0
+    for z, y in shown:
+        assert z.abs().max() <= 2 + 1e-6
+        for code, label in zip(z, y, strict=True):
+            own = codes.z[planted.y == label]
+            distance = (own - code).abs().amax(1).min()
+            assert distance <= eta + 1e-5, "near no code of its class"
+            far = max(far, float(distance))
+    assert far > 0.6 * eta
+
+
+@pytest.mark.parametrize("recipe", ["on_manifold", "random_latent", "on_data"])
+def test_without_a_move_a_recipe_trains_on_the_images_of_the_codes(planted, recipe):
+    _, y, z = planted_images("train", 40)
+    (part,) = mix(recipe, planted, BUDGETS, ADVERSARY).perturbed
+    rows = torch.tensor([7, 0, 19])
+    found = part.space(rows).image(torch.zeros(3, 10))
+    shows = torch.zeros_like(z) if recipe == "on_data" else z.clamp(-2, 2)
+    torch.testing.assert_close(found, image_of(shows, y)[rows])
+    far = part.space(rows).project(torch.full((3, 10), 9.0))
+    assert far.max() <= (recipes.ETA_DATA if recipe == "on_data" else BUDGETS.eta) + 1e-6
+
+
+def test_on_fonts_learned_classes_stand_beside_the_true_manifold(tiny):
+    true, own, of_all = (mix(name, tiny, BUDGETS, ADVERSARY).perturbed[0] for name in ("on_manifold", *ON_LEARNED[::2]))
+    assert torch.equal(true.around, tiny.known.train.theta)
+    for part, where in ((own, "class"), (of_all, "data")):
+        assert torch.equal(part.around, learned.codes(tiny, "train", where).z)
+        space = part.space(torch.arange(20))
+        assert torch.equal(space.context[0], tiny.y)
+        assert torch.equal(space.high, torch.full((10,), 2.0))
+    assert (own.space(torch.arange(2)).eta, of_all.space(torch.arange(2)).eta) == (BUDGETS.eta, recipes.ETA_DATA)
+
+
+@pytest.mark.parametrize("recipe", NAMES)
+def test_on_real_images_every_recipe_trains(planted, recipe, monkeypatch, tmp_path):
+    monkeypatch.setenv("ADVBOOK_HOME", str(tmp_path))
+    (network,) = classifiers(planted, REAL_DATA, recipe=recipe, budgets=BUDGETS, schedule=SHORT, seeds=1)
+    assert weights(network).isfinite().all()
+
+
+def test_the_key_names_the_manifold_and_its_size(planted, monkeypatch):
+    asked = []
+    monkeypatch.setattr(store, "trained", lambda given, fresh, train: (asked.extend(given), fresh)[1])
+    for recipe in NAMES:
+        classifiers(planted, REAL_DATA, recipe=recipe, budgets=BUDGETS, schedule=SHORT, seeds=1)
+    where = {key["training"]: key.get("manifold") for key in asked}
+    assert where.pop("on_data") == "planted-data-small"
+    for recipe, manifold in where.items():
+        learns = recipe in ON_MANIFOLD or recipe in ON_LEARNED
+        assert manifold == ("planted-class-small" if learns else None)
+    asked.clear()
+    budgets = BUDGETS._replace(size="paper")
+    for recipe in ("on_manifold", "transformation"):
+        classifiers(planted, REAL_DATA, recipe=recipe, budgets=budgets, schedule=SHORT, seeds=1)
+    assert [key.get("manifold") for key in asked] == ["planted-class-paper", None]
+
+
+@pytest.mark.parametrize("recipe", ["transformation", "random_transformation", "random_transformation_released"])
+def test_transformations_of_real_images_lie_in_the_smaller_box(planted, recipe):
+    (part,) = mix(recipe, planted, Budgets(eta=5.0), ADVERSARY).perturbed
+    rows, (low, high) = torch.arange(3), transform.box("real")
+    space = part.space(rows)
+    for far, bound in ((5.0, high), (-5.0, low)):
+        found = space.image(space.project(torch.full((3, 6), far)))
+        torch.testing.assert_close(found, transform.decode(bound.expand(3, -1), planted.x[rows]), atol=1e-5, rtol=0)
 
 
 # --- fleets and members alone ---------------------------------------------------------------------------------
@@ -196,7 +317,8 @@ def precise(tiny):
 
 
 @pytest.mark.parametrize("recipe", NAMES)
-def test_a_member_is_the_network_trained_alone(precise, recipe):
+def test_a_member_is_the_network_trained_alone(precise, recipe, monkeypatch):
+    stand_in(monkeypatch, torch.float64)
     perturbed, separate = mix(recipe, precise, BUDGETS, ADVERSARY)
 
     def states(*seeds, vectorized=False):
@@ -261,8 +383,10 @@ def test_the_store_asks_for_new_networks_exactly_where_a_budget_changes_them(tin
         assert torch.equal(weights(one), weights(other)) == (key == changed)
         used += [name] if key != changed else []
     attacked = [] if recipe.startswith("random") or recipe == "normal" else ["steps"]
-    moves = {LATENT: "eta", MOVED: "eta", REGULAR: "eps"}
-    assert set(used) == {moves[kind] for kind, *_ in PARTS[recipe]} | set(attacked)
+    moves = {LATENT: "eta", LEARNED: "eta", MOVED: "eta", REGULAR: "eps"}
+    budgets = {moves[kind] for kind, *_ in PARTS[recipe]} if recipe != "on_data" else set()  # which has one of its own
+    assert set(used) == budgets | set(attacked)
+    assert ("manifold" in key) == (recipe in ON_LEARNED)
 
 
 def test_recipes_start_from_the_same_weights_and_order_and_end_apart(tiny, monkeypatch, tmp_path):

@@ -25,6 +25,7 @@ def numbered(monkeypatch):
 
     monkeypatch.setattr(datasets, "load", given)
     monkeypatch.setattr(setting, "train_size", lambda dataset: SPLITS["train"])
+    monkeypatch.setattr(setting, "held_size", lambda dataset: SPLITS["test"])
 
 
 def numbers(x):

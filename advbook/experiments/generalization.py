@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from advbook import metrics
 from advbook.attacks.pgd import pgd_latent
-from advbook.attacks.spaces import Latent
 from advbook.experiments import Axis, Result
 from advbook.experiments.grid import (
     ERROR,
     Grid,
     Quantity,
     Rates,
+    blocks,
     correct,
     error_rows,
     of,
@@ -83,13 +84,14 @@ class GeneralizationLink(Grid):
     def compute(self) -> Result:
         """Train a point's fleet, measure its error and attack it on the manifold."""
         setting = self.load()
-        assert setting.known is not None
-        members = self.members(setting)
+        members, codes, y = self.members(setting), self.codes(setting), setting.y_test
         rows = error_rows(members, setting)
-        right, y = correct(members, setting.x_test, setting.y_test), setting.y_test
+        # On a learned manifold dec(z) is not quite x, and the attack is counted where dec(z) is classified correctly.
+        right = correct(members, codes.images(), y)
+        if setting.known is None:
+            rows += _decoded_rows(right)
         fleet, draft = self.fleet(members)
-        m, known = setting.known.manifold, setting.known
-        space = Latent(known.theta, m.decode, known.context, m.low, m.high, self.eta)
+        space = codes.space(self.eta)
         paper = pgd_latent(
             fleet, space, y, steps=self.steps, restarts=self.restarts, draft=draft, label="on-manifold attack",
             generator=torch.Generator().manual_seed(10_000),
@@ -102,6 +104,15 @@ class GeneralizationLink(Grid):
             )
             rows += success_rows(threat, "strong", won, right, forwards)
         return Result(rows, {})
+
+
+def _decoded_rows(right: Tensor) -> list[dict[str, Any]]:
+    """Each network's error on dec(z), what the learned manifold makes of the attacked images: right [M, B]."""
+    everything = blocks(torch.ones_like(right[0]))
+    return [
+        {"what": "decoded", "seed": seed, "hits_average": blocks(~own), "counted": everything}
+        for seed, own in enumerate(right)
+    ]
 
 
 def correlation(found: Rates) -> np.ndarray:

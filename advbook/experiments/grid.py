@@ -7,12 +7,12 @@ computed from rows alone, published ones too.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from advbook import fonts, metrics, networks
@@ -20,11 +20,12 @@ from advbook.attacks.apgd import apgd, apgd_latent
 from advbook.attacks.objectives import dlr, log_odds
 from advbook.attacks.pgd import Attack
 from advbook.attacks.spaces import Latent
-from advbook.experiments import Axis, Parameters
+from advbook.experiments import Axis, Parameters, learned
 from advbook.experiments.recipes import Budgets, Recipe, classifiers
-from advbook.experiments.setting import Setting, Subset, load
+from advbook.experiments.setting import Codes, Setting, Subset, check_data, load, train_size
 from advbook.fleet import Fleet, Stack
 from advbook.kernels import Banded, bfloat16_is_fast
+from advbook.manifolds.vaegan import Size
 from advbook.networks import Network
 from advbook.training import Schedule
 
@@ -33,11 +34,14 @@ Definition = Literal["average", "worst"]
 
 
 class Grid(Parameters):
-    """A grid on FONTS: its points are (network, recipe, N), the seeds of a point one fleet."""
+    """A grid on a data set: its points are (network, recipe, N), the seeds of a point one fleet."""
 
     axes: ClassVar[Mapping[str, str]] = {"networks": "network", "recipes": "recipe", "n": "n"}
 
-    dataset: Literal["fonts"] = Field("fonts", description="data set; the true manifold is known for FONTS alone")
+    dataset: Literal["fonts", "emnist", "mnist", "fashion_mnist", "celeba"] = Field(
+        "fonts", description="data set; the true manifold is known for FONTS alone, the others' are learned"
+    )
+    manifold: Size = Field("small", description="size of the learned manifolds")
     networks: Axis[Network] = Field(["cnn"], description="architectures")
     recipes: Axis[Recipe] = Field(["normal"], description="training recipes")
     n: Axis[Annotated[int, Field(ge=100, le=fonts.TRAIN_ROWS)]] = Field([250, 500], description="training images N")
@@ -48,17 +52,30 @@ class Grid(Parameters):
     images: int = Field(125, ge=25, le=8_000, description="attacked test images, the first of the test set")
     test_images: int = Field(10_000, ge=100, le=100_000, description="other test images, for the test error")
     eps: float = Field(0.3, gt=0, le=1, description="budget of regular perturbations, L-inf")
-    eta: float = Field(0.3, gt=0, le=float(np.pi), description="budget of latent perturbations, L-inf on theta")
+    eta: float = Field(0.3, gt=0, le=float(np.pi), description="budget of latent perturbations, L-inf on theta or z")
     steps: int = Field(40, ge=1, le=10_000, description="gradient steps of the paper's attacks")
     restarts: int = Field(2, ge=1, le=100, description="restarts of the paper's attacks")
     strong_steps: int = Field(50, ge=1, le=10_000, description="steps of Auto-PGD, for each of its two objectives")
 
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        size = train_size(self.dataset)
+        if max(self.n) > size:
+            raise ValueError(f"Parameter N = {self.n} is not allowed: {self.dataset} has {size:,} training images.")
+        if self.dataset != "fonts" and {"on_class", "random_class"} & set(self.recipes):
+            raise ValueError(
+                f"Parameter RECIPES = {self.recipes} is not allowed: on_class and random_class are for FONTS, whose "
+                f"true manifold is known; on {self.dataset} on_manifold and random_latent take the learned classes."
+            )
+        return self
+
     def check_data(self) -> None:
-        """FONTS ships with the package."""
+        """Raise MissingData or DamagedData, in one sentence, if the data set is not there."""
+        check_data(self.dataset)
 
     def larger(self) -> dict[str, Any]:
         """Twice the largest N as a point more, or, if there are not so many images, twice the networks."""
-        if 2 * max(self.n) <= fonts.TRAIN_ROWS:
+        if 2 * max(self.n) <= train_size(self.dataset):
             return {"N": [*self.n, 2 * max(self.n)]}
         return {"SEEDS": 2 * self.seeds}
 
@@ -78,14 +95,18 @@ class Grid(Parameters):
             recipe=recipe or own,
             network=network,
             schedule=Schedule(epochs=self.epochs, lr=lr),
-            budgets=Budgets(self.eps, self.eta, self.train_steps),
+            budgets=Budgets(self.eps, self.eta, self.train_steps, self.manifold),
             seeds=self.seeds,
         )
+
+    def codes(self, setting: Setting) -> Codes:
+        """The attacked test images as points of the best manifold that there is."""
+        return learned.codes(setting, "test", learned.own(self.dataset), size=self.manifold)
 
     def fleet(self, members: Sequence[nn.Module]) -> tuple[Stack, Fleet | None]:
         """The networks as a fleet, and its fast draft where there is one."""
         fleet = Stack(members).eval()
-        fast = self.networks == ["cnn"] and bfloat16_is_fast(self.torch_device())
+        fast = self.networks == ["cnn"] and self.dataset != "celeba" and bfloat16_is_fast(self.torch_device())
         return fleet, Banded(fleet) if fast else None
 
 
@@ -180,7 +201,7 @@ def blocks(values: Tensor) -> list[float]:
 class Quantity(NamedTuple):
     """Which rows a rate is made of: what is measured, under which threat and attack, in which definition."""
 
-    what: Literal["error", "success", "size", "transfer"]
+    what: Literal["error", "decoded", "success", "size", "transfer"]
     threat: str = ""
     attack: str = ""
     definition: Definition = "average"

@@ -18,7 +18,6 @@ from advbook.attacks.carlini_wagner import carlini_wagner, carlini_wagner_fixed
 from advbook.attacks.norms import L2, gaussian
 from advbook.attacks.objectives import cross_entropy
 from advbook.attacks.pgd import Attack, pgd, pgd_latent
-from advbook.attacks.spaces import Latent
 from advbook.attacks.steps import adam
 from advbook.attacks.transfer import transfer
 from advbook.experiments import Axis, Result
@@ -72,7 +71,7 @@ class Independence(Grid):
     recipes: Axis[Recipe] = Field(["normal", "adversarial"], description="training recipes")
     eps_small: float = Field(0.02, gt=0, le=1, description="a second, smaller L-inf budget of the strong attack")
     eps_l2: float = Field(1.5, gt=0, le=28, description="budget of regular perturbations, L2")
-    eta_l2: float = Field(0.3, gt=0, le=5, description="budget of latent perturbations, L2 on theta")
+    eta_l2: float = Field(0.3, gt=0, le=5, description="budget of latent perturbations, L2 on theta or z")
     cw_steps: int = Field(120, ge=1, le=10_000, description="steps of Carlini and Wagner's attack as the paper runs it")
     cw_images: int = Field(50, ge=25, le=8_000, description="images for Carlini and Wagner's attack, which is slow")
 
@@ -118,7 +117,7 @@ class Independence(Grid):
         fleet, draft = self.fleet(members)
         rows = error_rows(members, setting)
         rows += self._linf(fleet, draft, setting, right)
-        rows += self._l2(fleet, draft, setting, right)
+        rows += self._l2(fleet, draft, setting, members)
         rows += self._carlini_wagner(members, setting, right)
         rows += self._transfer(fleet, setting, right)
         return Result(rows, {})
@@ -143,11 +142,11 @@ class Independence(Grid):
             draft=draft, generator=generator, label="regular attack",
         )  # fmt: skip
 
-    def _l2(self, fleet: Stack, draft: Fleet | None, setting: Setting, right: Tensor) -> list[dict[str, Any]]:
+    def _l2(
+        self, fleet: Stack, draft: Fleet | None, setting: Setting, members: Sequence[nn.Module]
+    ) -> list[dict[str, Any]]:
         """Both attacks under L2, each from one start, as the paper runs them."""
-        assert setting.known is not None
-        x, y, m, known = setting.x_test, setting.y_test, setting.known.manifold, setting.known
-        space = Latent(known.theta, m.decode, known.context, m.low, m.high, self.eta_l2, L2)
+        x, y, codes = setting.x_test, setting.y_test, self.codes(setting)
         budget: dict[str, Any] = {
             "steps": self.steps, "restarts": 1, "rule": adam(0.005), "objective": cross_entropy, "draft": draft,
         }  # fmt: skip
@@ -156,9 +155,12 @@ class Independence(Grid):
             fleet, x, y, eps=self.eps_l2, norm=L2, start=gaussian(L2, self.eps_l2), generator=random[0],
             label="L2 attack", **budget,
         )  # fmt: skip
-        moved = pgd_latent(fleet, space, y, generator=random[1], label="latent L2 attack", **budget)
-        rows = success_rows("l2", "paper", regular.success, right, regular.forwards)
-        return rows + success_rows("on-manifold l2", "paper", moved.success, right, moved.forwards)
+        moved = pgd_latent(
+            fleet, codes.space(self.eta_l2, L2), y, generator=random[1], label="latent L2 attack", **budget
+        )
+        rows = success_rows("l2", "paper", regular.success, correct(members, x, y), regular.forwards)
+        decoded = correct(members, codes.images(), y)
+        return rows + success_rows("on-manifold l2", "paper", moved.success, decoded, moved.forwards)
 
     def _carlini_wagner(self, members: Sequence[nn.Module], setting: Setting, right: Tensor) -> list[dict[str, Any]]:
         """As the paper runs it, without a bound; and with a search for the nearest example."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from advbook import metrics, networks
 from advbook.attacks.pgd import Attack, pgd, pgd_latent
-from advbook.attacks.spaces import Latent
 from advbook.attacks.steps import sign
-from advbook.experiments import Parameters, Result
+from advbook.experiments import Parameters, Result, learned
 from advbook.experiments.controls import controls
 from advbook.experiments.recipes import classifiers
-from advbook.experiments.setting import Setting, Subset, check_data, load, train_size
+from advbook.experiments.setting import Codes, Setting, Subset, check_data, load, train_size
 from advbook.ledger import Verdict, counts
 from advbook.manifolds.projection import (
     adam_schedule,
@@ -30,6 +29,7 @@ from advbook.manifolds.projection import (
     project,
     tangent_angle,
 )
+from advbook.manifolds.vaegan import Size
 from advbook.training import Schedule
 
 # What is measured image by image, with the fixed bins in which a row counts it.
@@ -54,16 +54,17 @@ class OffManifold(Parameters):
     """One point of chapter 01: a data set and N, its seeds inside."""
 
     experiment: ClassVar[str] = "01_off_manifold_distance"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
 
-    dataset: Literal["fonts", "mnist", "fashion_mnist", "emnist"] = Field("fonts", description="data set")
+    dataset: Literal["fonts", "emnist", "mnist", "fashion_mnist", "celeba"] = Field("fonts", description="data set")
+    manifold: Size = Field("small", description="real images: size of the learned manifolds of the on-manifold attack")
     n: int = Field(2500, ge=100, description="training images N")
     subset: Subset = Field("first", description="the first N training rows, or random ones")
     seeds: int = Field(3, ge=1, le=100, description="networks; they differ in initialization and batch order")
     epochs: int = Field(20, ge=1, le=1000, description="epochs of training")
     images: int = Field(200, ge=10, le=8_000, description="attacked test images, the first of the test set")
     eps: float = Field(0.3, ge=0, le=1, description="budget of the regular attack, L-inf")
-    eta: float = Field(0.3, ge=0, le=1, description="budget of the on-manifold attack, L-inf on theta")
+    eta: float = Field(0.3, ge=0, le=1, description="budget of the on-manifold attack, L-inf on theta or z")
     steps: int = Field(40, ge=1, le=10_000, description="gradient steps of an attack")
     restarts: int = Field(2, ge=1, le=100, description="restarts of an attack")
     starts: int = Field(5, ge=1, le=100, description="random starts of a projection, besides the original theta")
@@ -110,7 +111,7 @@ class OffManifold(Parameters):
         |delta|; on the approximate one, at least 1.5 times that of a move along the data. 2. They leave it more
         orthogonally than chance: the distance is at least that of random signs of the same norm on the same image.
         """
-        known = bool((rows.manifold == "true").any())
+        known = bool((rows.to == "true").any())
         by_kind = {row["kind"]: row for row in pooled(rows, "true" if known else "neighbours").to_dict("records")}
         quantity, threshold = ("ratio", LEAVES_TRUE) if known else ("adversarial_over_this", LEAVES_APPROXIMATE)
         leaves = by_kind["adversarial" if known else "on-manifold move"]
@@ -144,34 +145,40 @@ class OffManifold(Parameters):
 @dataclass(frozen=True)
 class _Measured:
     """One seed: values[manifold, kind][quantity]; success[attack]: [R, B]; forwards[attack]: samples per input;
-    correct: [B]; shown: arrays for figures.
+    correct[attack]: [B]; shown: arrays for figures.
     """
 
     rows: list[dict[str, Any]]
     values: Mapping[tuple[str, str], Values]
     success: Mapping[str, Tensor]
     forwards: Mapping[str, float]
-    correct: Tensor
+    correct: Mapping[str, Tensor]
     shown: Mapping[str, np.ndarray]
 
 
 def _measure(p: OffManifold, setting: Setting, f: nn.Sequential, seed: int) -> _Measured:
-    generator = torch.Generator().manual_seed(10_000 + seed)
-    x, y = setting.x_test, setting.y_test
-    correct = networks.predict(f, x).argmax(1) == y
+    generator, label = torch.Generator().manual_seed(10_000 + seed), f"network {seed}: "
+    x, y, codes = setting.x_test, setting.y_test, _codes(p, setting)
     error = metrics.error(networks.predict(f, setting.x_held_out), setting.y_held_out)
-    attacks = _attacks(p, f, setting, generator, f"network {seed}: ")
-    rows = [{"seed": seed, "test_error": error, **_success_row(n, a, correct)} for n, a in attacks.items()]
+    attacks = _attacks(p, f, setting, codes, generator, label)
+    # On a learned manifold dec(z) is not quite x: the on-manifold attack starts from it, and counts where it is right.
+    decoded = replace(setting, x_test=codes.images()) if setting.known is None else setting
+    starts = {name: decoded if name == "on-manifold" else setting for name in attacks}
+    correct = {name: networks.predict(f, own.x_test).argmax(1) == y for name, own in starts.items()}
+    rows = [{"seed": seed, "test_error": error, **_success_row(n, a, correct[n])} for n, a in attacks.items()]
 
-    fooled = {kind: correct & attacks[kind].success.any(0) for kind in ("adversarial", "sign steps")}
-    deltas = {kind: _first_success(attacks[kind]) - x for kind in fooled}
+    fooled = {name: correct[name] & attack.success.any(0) for name, attack in attacks.items()}
+    if setting.known is not None:
+        del fooled["on-manifold"]  # on the true manifold its distance is zero
+    deltas = {kind: _first_success(attacks[kind]) - starts[kind].x_test for kind in fooled}
     deltas |= controls(setting, deltas["adversarial"], generator)
     values = {}
     for kind, delta in deltas.items():
         mask = fooled.get(kind, fooled["adversarial"])
         if kind not in fooled:  # a path that ended before it reached the size of delta does not count
             mask = mask & (l2(delta) > 0.99 * l2(deltas["adversarial"]))
-        for manifold, measured in _distances(p, setting, delta, mask, generator, f"network {seed}: {kind}"):
+        own = starts.get(kind, setting)
+        for manifold, measured in _distances(p, own, delta, mask, generator, label + kind):
             values[manifold, kind] = measured
             rows.append({"seed": seed, **_distance_row(manifold, kind, measured)})
     index = fooled["adversarial"].nonzero()[:, 0]
@@ -179,27 +186,28 @@ def _measure(p: OffManifold, setting: Setting, f: nn.Sequential, seed: int) -> _
         rows.append({"seed": seed, **_schedule_row(p, setting, deltas["adversarial"], index, generator)})
     shown = {}
     if seed == 0:
-        shown = _examples(p, setting, deltas["adversarial"], index[:SHOWN], generator) | _weights(f)
+        shown = _examples(p, setting, deltas["adversarial"], index[:SHOWN], generator) | weights(f, x)
     success = {name: attack.success for name, attack in attacks.items()}
     forwards = {name: attack.forwards for name, attack in attacks.items()}
     return _Measured(rows, values, success, forwards, correct, shown)
 
 
+def _codes(p: OffManifold, setting: Setting) -> Codes:
+    """The attacked images as points of the best manifold that there is."""
+    return learned.codes(setting, "test", learned.own(p.dataset), size=p.manifold)
+
+
 def _attacks(
-    p: OffManifold, f: nn.Module, setting: Setting, generator: torch.Generator, label: str
+    p: OffManifold, f: nn.Module, setting: Setting, codes: Codes, generator: torch.Generator, label: str
 ) -> dict[str, Attack]:
-    """The paper's regular attack, a stronger one by today's standard, and the on-manifold attack where dec is known."""
+    """The paper's regular attack, a stronger one by today's standard, and the on-manifold attack."""
     x, y = setting.x_test, setting.y_test
     budget: dict[str, Any] = {"steps": p.steps, "restarts": p.restarts, "generator": generator}
-    found = {
+    return {
         "adversarial": pgd(f, x, y, eps=p.eps, label=label + "regular attack", **budget),
         "sign steps": pgd(f, x, y, eps=p.eps, rule=sign(2.5 * p.eps / p.steps), label=label + "sign steps", **budget),
+        "on-manifold": pgd_latent(f, codes.space(p.eta), y, label=label + "on-manifold attack", **budget),
     }
-    if (known := setting.known) is not None:
-        m = known.manifold
-        space = Latent(known.theta, m.decode, known.context, m.low, m.high, p.eta)
-        found["on-manifold"] = pgd_latent(f, space, y, label=label + "on-manifold attack", **budget)
-    return found
 
 
 def _first_success(attack: Attack) -> Tensor:
@@ -334,7 +342,7 @@ def _distance_row(manifold: str, kind: str, values: Values) -> dict[str, Any]:
     bins = {f"{name}_counts": counts(part, EDGES[name]) for name, part in values.items()}
     return {
         "what": "distance",
-        "manifold": manifold,
+        "to": manifold,
         "kind": kind,
         "count": int(counted.sum()),
         "returned": returned,
@@ -360,7 +368,7 @@ def _rate(one: _Measured, name: str, definition: str) -> np.ndarray:
     """Success by image, averaged over restarts or of any restart; NaN where the clean image is misclassified: [B]."""
     success = one.success[name].double()
     rate = success.mean(0) if definition == "average" else success.amax(0)
-    return rate.masked_fill(~one.correct, torch.nan).cpu().numpy()
+    return rate.masked_fill(~one.correct[name], torch.nan).cpu().numpy()
 
 
 def _pooled_distances(measured: list[_Measured]) -> list[dict[str, Any]]:
@@ -389,19 +397,23 @@ def _interval(name: str, values: np.ndarray, statistic: Callable[..., np.ndarray
 
 def pooled(rows: pd.DataFrame, manifold: str) -> pd.DataFrame:
     """The rows of all kinds of perturbation over all seeds, against the "true" manifold or the "neighbours"."""
-    return rows[(rows.what == "distance") & (rows.seed == "all") & (rows.manifold == manifold)]
+    return rows[(rows.what == "distance") & (rows.seed == "all") & (rows.to == manifold)]
 
 
 def drawn_network(arrays: Mapping[str, np.ndarray], classes: int) -> nn.Sequential:
     """The first network of a point as its rows hold it, so that figures show the one for which delta was made."""
-    network = networks.folded(networks.cnn(classes, generator=torch.Generator()))
-    weights = {name.removeprefix("network/"): torch.from_numpy(array) for name, array in arrays.items()}
-    network.load_state_dict({name: weights[name] for name in network.state_dict()})
+    colours, height, width = arrays["shape"].tolist()
+    fresh = networks.cnn(classes, side=(height, width), colours=colours, generator=torch.Generator())
+    network = networks.folded(fresh)
+    held = {name.removeprefix("network/"): torch.from_numpy(array) for name, array in arrays.items()}
+    network.load_state_dict({name: held[name] for name in network.state_dict()})
     return network
 
 
-def _weights(network: nn.Module) -> dict[str, np.ndarray]:
-    return {f"network/{name}": tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
+def weights(network: nn.Module, x: Tensor) -> dict[str, np.ndarray]:
+    """What drawn_network takes: the weights of a network for images x [B, C, H, W]."""
+    held = {f"network/{name}": tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
+    return held | {"shape": np.array(x.shape[1:])}
 
 
 def answers(network: nn.Module, images: np.ndarray) -> np.ndarray:

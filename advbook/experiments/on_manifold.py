@@ -1,23 +1,23 @@
-"""Chapter 02: adversarial examples on the true manifold, what random moves of the same size do, and what a judge says.
+"""Chapter 02: adversarial examples on the manifold, what random moves of the same size do, and what a judge says.
 
-The attacks move theta; font and letter stay. To learn which theta an attack found, codes (theta, font, letter) take
-the place of images: the decoder is the first layer of what is attacked.
+On FONTS the attacks move theta on the true manifold; font and letter stay. On real images they move the code z on the
+manifold learned of the image's class, and, as a control, on one learned of all classes together. To learn which code an
+attack found, codes take the place of images: the decoder is the first layer of what is attacked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from advbook import fonts, metrics, networks
+from advbook import fonts, ledger, metrics, networks
 from advbook.attacks import norms
 from advbook.attacks.apgd import strongest_latent
 from advbook.attacks.engine import Network, Stop, climb
@@ -26,18 +26,24 @@ from advbook.attacks.pgd import Attack, attack, pgd, pgd_latent
 from advbook.attacks.search import blind
 from advbook.attacks.spaces import Latent
 from advbook.attacks.steps import adam, sign
-from advbook.experiments import Parameters, Result
+from advbook.experiments import Parameters, Result, learned
 from advbook.experiments.grid import blocks
-from advbook.experiments.recipes import classifiers
-from advbook.experiments.setting import Known, Setting, Subset, load
+from advbook.experiments.judges import independent, read_told, read_untold
+from advbook.experiments.learned import Box
+from advbook.experiments.off_manifold import weights
+from advbook.experiments.recipes import ETA_DATA, classifiers
+from advbook.experiments.setting import Codes, Known, Setting, Subset, check_data, load, train_size
 from advbook.ledger import Verdict
-from advbook.manifolds.projection import Manifold, l2, levenberg_marquardt
+from advbook.manifolds import transform
+from advbook.manifolds.projection import l2
+from advbook.manifolds.vaegan import Size
 from advbook.training import Schedule
 
 Units = Literal["raw", "range"]
-# Who may move, and by how much: theta by eta in its own units, theta by a share of each latent's range, pixels by eps.
-ON, ON_RANGE, OFF, NOBODY = "on-manifold", "on-manifold, range units", "regular", "none"
-THREATS: Mapping[str, Units] = {ON: "raw", ON_RANGE: "range"}
+# Who may move, and by how much: the code by eta in its own units, by a share of each latent's range, on a manifold of
+# all classes together; a transformation of the image by eta; pixels by eps.
+ON, ON_RANGE, ON_DATA = "on-manifold", "on-manifold, range units", "one for all classes"
+MOVED, OFF, NOBODY = "transformation", "regular", "none"
 ATTACKS: tuple[Literal["paper", "strong"], ...] = ("paper", "strong")
 SHOWN = 6  # examples on the page
 
@@ -51,19 +57,39 @@ class OnManifold(Parameters):
     experiment: ClassVar[str] = "02_on_manifold_existence"
     version: ClassVar[int] = 1
 
-    dataset: Literal["fonts"] = Field("fonts", description="data set; the true manifold is known for FONTS alone")
+    dataset: Literal["fonts", "emnist", "mnist", "fashion_mnist", "celeba"] = Field(
+        "fonts", description="data set; the true manifold is known for FONTS alone, the others' are learned"
+    )
+    manifold: Size = Field("small", description="size of the learned manifolds; FONTS does not need them")
+    box: Box = Field("limits", description='valid codes: "limits", as in the paper, or the range of the "codes"')
     n: int = Field(2500, ge=100, le=fonts.TRAIN_ROWS, description="training images N")
     subset: Subset = Field("first", description="the first N training rows, or random ones")
     seeds: int = Field(3, ge=1, le=100, description="networks; they differ in initialization and batch order")
     epochs: int = Field(20, ge=1, le=1000, description="epochs of training")
     images: int = Field(200, ge=10, le=8_000, description="attacked test images, the first of the test set")
     eps: float = Field(0.3, ge=0, le=1, description="budget of the regular attack, L-inf")
-    eta: float = Field(0.3, ge=0, le=float(np.pi), description="budget of the on-manifold attack, L-inf on theta")
-    eta_range: float = Field(0.1, ge=0, le=1, description="the same in range units: a share of each latent's range")
+    eta: float = Field(0.3, ge=0, le=float(np.pi), description="budget of the on-manifold attack, L-inf on theta or z")
+    eta_range: float = Field(
+        0.1, ge=0, le=1, description="FONTS: the same in range units, a share of each latent's range"
+    )
     steps: int = Field(40, ge=1, le=10_000, description="gradient steps of the paper's attacks")
     restarts: int = Field(2, ge=1, le=100, description="restarts of an attack")
     strong_steps: int = Field(40, ge=1, le=10_000, description="steps of Auto-PGD, for each of its two objectives")
-    judged: int = Field(25, ge=1, le=1_000, description="images whose examples the judge reads who is told nothing")
+    judged: int = Field(
+        25, ge=1, le=1_000, description="FONTS: images whose examples the judge reads who is told nothing"
+    )
+    judge_n: int = Field(20_000, ge=100, description="real images: training images of the independent judge")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        size = train_size(self.dataset)
+        for name in ("n", "judge_n"):
+            if getattr(self, name) > size and (name == "n" or self.dataset != "fonts"):
+                raise ValueError(
+                    f"Parameter {name.upper()} = {getattr(self, name)} is not allowed: {self.dataset} has {size:,} "
+                    "training images."
+                )
+        return self
 
     def load(self) -> Setting:
         """The images of this point, on its device."""
@@ -76,10 +102,11 @@ class OnManifold(Parameters):
 
     def larger(self) -> dict[str, Any]:
         """Twice the training images, as far as there are so many."""
-        return {"N": min(2 * self.n, fonts.TRAIN_ROWS)}
+        return {"N": min(2 * self.n, train_size(self.dataset))}
 
     def check_data(self) -> None:
-        """FONTS ships with the package."""
+        """Raise MissingData or DamagedData, in one sentence, if the data set is not there."""
+        check_data(self.dataset)
 
     @property
     def draws(self) -> int:
@@ -120,7 +147,7 @@ class OnManifold(Parameters):
             ),
             (
                 "They keep their label",
-                dict.fromkeys(ATTACKS, "share of its examples whose letter the judge still reads"),
+                dict.fromkeys(ATTACKS, "share of its examples whose label the judge still reads"),
                 {name: kept[ON, name] for name in ATTACKS},
                 KEPT,
             ),
@@ -134,64 +161,107 @@ class OnManifold(Parameters):
     def compute(self) -> Result:
         """Train, attack and judge, seed by seed."""
         setting = self.load()
-        assert setting.known is not None
+        targets, judges = _targets(self, setting), _judges(self, setting)
         chosen = torch.linspace(0, self.images - 1, min(self.judged, self.images), device=setting.x.device).long()
         rows: list[dict[str, Any]] = []
         asked: list[Asked] = []
         shown: dict[str, np.ndarray] = {}
         for seed, f in enumerate(self.networks(setting)):
-            right = networks.predict(f, setting.x_test).argmax(1) == setting.y_test
-            found = _attacks(self, setting, setting.known, f, seed)
-            rows += _rows(setting, setting.known, f, found, right, seed)
-            asked += _asked(setting, found, right, chosen, seed)
+            found = _attacks(self, setting, targets, f, seed)
+            right = {key: networks.predict(f, one.clean).argmax(1) == setting.y_test for key, one in found.items()}
+            rows += _rows(setting, judges, f, found, right, seed)
+            if setting.known is not None:
+                asked += _asked(setting, found, right[ON, "paper"], chosen, seed)
             if seed == 0:
-                shown = _examples(self, setting, setting.known, f, found, right)
-                shown |= {f"network/{name}": tensor.cpu().numpy() for name, tensor in f.state_dict().items()}
-        rows += _untold(setting, setting.known, asked, chosen)
+                shown = _examples(self, setting, targets[ON], f, found, right)
+                shown |= weights(f, setting.x_test)
+                rows += _pictures(setting, judges, f, found, right)
+        if setting.known is not None:
+            rows += _untold(setting, setting.known, asked, chosen)
         return Result(rows + _pooled(pd.DataFrame(rows)), shown)
 
 
 # --- the attacks ------------------------------------------------------------------------------------------------
 
 
-def code(theta: Tensor, font: Tensor, letter: Tensor) -> Tensor:
-    """theta, font and letter of images as rows: [B, 6], [B], [B] -> [B, 8]."""
-    return torch.cat([theta, font[:, None].to(theta), letter[:, None].to(theta)], 1)
+def code(z: Tensor, *context: Tensor) -> Tensor:
+    """The codes of images and what no attack changes, as rows: [B, D], C of [B] -> [B, D + C]."""
+    return torch.cat([z, *(part[:, None].to(z) for part in context)], 1)
 
 
-def image(codes: Tensor) -> Tensor:
-    """The images of codes: [B, 8] -> [B, 1, 28, 28] float32."""
-    return fonts.decode(codes[:, :6].float(), codes[:, 6].long(), codes[:, 7].long())
+@dataclass(frozen=True)
+class Target:
+    """What a threat moves: the test images as points of a manifold, by eta in the given units.
 
-
-def space(p: OnManifold, known: Known, units: Units) -> Latent:
-    """The moves of theta that a threat allows, with codes for images.
-
-    raw: |zeta_i| <= eta, as published, whatever the unit of theta_i. range: |zeta_i| <= eta_range times the width of
-    the box in direction i, so that eta means the same for a shift as for a rotation.
+    raw: |zeta_i| <= eta, as published, whatever the unit of z_i. range: |zeta_i| <= eta times the width of the box in
+    direction i, so that eta means the same for a shift as for a rotation.
     """
-    low, high = known.manifold.low, known.manifold.high
-    if units == "raw":
-        return Latent(known.theta, code, known.context, low, high, p.eta)
 
-    def scaled(z: Tensor, *context: Tensor) -> Tensor:
-        return code(low + (high - low) * z, *context)
+    codes: Codes
+    eta: float
+    units: Units = "raw"
 
-    unit = (known.theta - low) / (high - low)
-    return Latent(unit, scaled, known.context, torch.zeros_like(low), torch.ones_like(low), p.eta_range)
+    def image(self, rows: Tensor) -> Tensor:
+        """The images of codes: [B, D + C] -> [B, C, H, W] float32."""
+        width = self.codes.z.shape[1]
+        return self.codes.decode(rows[:, :width].float(), *rows[:, width:].long().unbind(1))
+
+    def space(self) -> Latent:
+        """The moves that the threat allows, with codes for images."""
+        codes = self.codes
+        low, high = codes.low, codes.high
+        if self.units == "raw":
+            return Latent(codes.z, code, codes.context, low, high, self.eta)
+
+        def scaled(z: Tensor, *context: Tensor) -> Tensor:
+            return code(low + (high - low) * z, *context)
+
+        unit = (codes.z - low) / (high - low)
+        return Latent(unit, scaled, codes.context, torch.zeros_like(low), torch.ones_like(low), self.eta)
+
+
+def _targets(p: OnManifold, setting: Setting) -> dict[str, Target]:
+    """Threat -> what it moves."""
+    if setting.known is not None:
+        codes = learned.codes(setting, "test", "true", box=p.box)
+        return {ON: Target(codes, p.eta), ON_RANGE: Target(codes, p.eta_range, "range")}
+    of_class, of_all = (
+        learned.codes(setting, "test", where, size=p.manifold, box=p.box) for where in ("class", "data")
+    )
+    return {
+        ON: Target(of_class, p.eta),
+        ON_DATA: Target(of_all, ETA_DATA),
+        MOVED: Target(_transformations(setting.x_test), p.eta),
+    }
+
+
+def _transformations(x: Tensor) -> Codes:
+    """Images as points T(x; t) of their own transformations, at the identity; the context is their number.
+
+    Source: Stutz et al., CVPR 2019, equation (5); the bounds are the released code's.
+    """
+
+    def decode(t: Tensor, number: Tensor) -> Tensor:
+        return transform.decode(t, x[number])
+
+    low, high = transform.box("real", x.device)
+    return Codes(transform.identity(x).clone(), (torch.arange(len(x), device=x.device),), decode, low, high)
 
 
 @dataclass(frozen=True)
 class Found:
-    """What an attack found: x [R, B, 1, 28, 28]; theta [R, B, 6], the transformation in it; success [R, B]; example
-    [R, B], which of x to look at further: the successes, and all random moves; forwards: forward samples an image.
+    """What an attack found: x [R, B, C, H, W]; z [R, B, D], the codes in it; success [R, B]; example [R, B], which of x
+    to look at further: the successes, and all random moves; forwards: forward samples an image; clean [B, C, H, W] and
+    start [B, D]: image and code before the attack. On a learned manifold clean is dec(z), not x.
     """
 
     x: Tensor
-    theta: Tensor
+    z: Tensor
     success: Tensor
     example: Tensor
     forwards: float
+    clean: Tensor
+    start: Tensor
 
 
 def random_moves(
@@ -211,32 +281,43 @@ def random_moves(
     )  # fmt: skip
 
 
-def _attacks(p: OnManifold, setting: Setting, known: Known, f: nn.Module, seed: int) -> dict[tuple[str, str], Found]:
+def _attacks(
+    p: OnManifold, setting: Setting, targets: Mapping[str, Target], f: nn.Module, seed: int
+) -> dict[tuple[str, str], Found]:
     """(threat, attack) -> what it found on all test images, the random controls among them."""
     x, y = setting.x_test, setting.y_test
     random, label = torch.Generator().manual_seed(30_000 + seed), f"network {seed}: "
     budget: dict[str, Any] = {"steps": p.steps, "restarts": p.restarts}
     regular = pgd(f, x, y, eps=p.eps, label=label + "regular attack", generator=random, **budget)
-    theta = known.theta.expand(p.restarts, -1, -1)
-    found = {(OFF, "paper"): Found(regular.x, theta, regular.success, regular.success, regular.forwards)}
+    apart = torch.Generator().manual_seed(35_000 + seed)  # what is drawn for it changes no other threat
+    still = targets[ON].codes.z
+    found = {
+        (OFF, "paper"): Found(
+            regular.x, still.expand(p.restarts, -1, -1), regular.success, regular.success, regular.forwards, x, still
+        )
+    }
+    for threat, target in targets.items():
+        where, text, width = target.space(), f"{label}{threat}, ", target.codes.z.shape[1]
+        draws = apart if threat == MOVED else random
 
-    def reads(codes: Tensor) -> Tensor:
-        return torch.as_tensor(f(image(codes)))
+        def reads(codes: Tensor, target: Target = target) -> Tensor:
+            return torch.as_tensor(f(target.image(codes)))
 
-    for threat, units in THREATS.items():
-        where, text = space(p, known, units), f"{label}{threat}, "
         paper = pgd_latent(reads, where, y, generator=_starts(seed), label=text + "paper's attack", **budget)
         strong = strongest_latent(
             reads, where, y, steps=p.strong_steps, restarts=p.restarts, targets=0, label=text + "strong attack",
-            generator=random,
+            generator=draws,
         )  # fmt: skip
-        moves = random_moves(reads, where, y, p.restarts, generator=random)
-        search = random_moves(reads, where, y, p.draws, stop="image", generator=random)
+        moves = random_moves(reads, where, y, p.restarts, generator=draws)
+        search = random_moves(reads, where, y, p.draws, stop="image", generator=draws)
+        clean = target.codes.images()
         for name, one in (("paper", paper), ("strong", strong), ("random moves", moves), ("random search", search)):
             codes, success = (one.x, one.success) if name != "random search" else _first(one)
-            images = torch.stack([image(run) for run in codes])
+            images = torch.stack([target.image(run) for run in codes])
             example = torch.ones_like(success) if name == "random moves" else success
-            found[threat, name] = Found(images, codes[..., :6], success, example, one.forwards)
+            found[threat, name] = Found(
+                images, codes[..., :width], success, example, one.forwards, clean, target.codes.z
+            )
     return found
 
 
@@ -246,81 +327,69 @@ def _starts(seed: int) -> torch.Generator:
 
 
 def _first(found: Attack) -> tuple[Tensor, Tensor]:
-    """Each image's first draw that fools (the first of all where none does), as one restart: [1, B, 8], [1, B]."""
+    """Each image's first draw that fools (the first of all where none does), as one restart: [1, B, D + C], [1, B]."""
     draw = found.success.long().argmax(0)
     return found.x[draw, torch.arange(len(draw), device=draw.device)][None], found.success.any(0)[None]
 
 
-# --- the judges -------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def read_told(x: Tensor, theta: Tensor, font: Tensor, *, batch: int = 500) -> Tensor:
-    """The letter that a judge reads who is told the transformation, and knows the fonts but no network: [B].
-
-    x: [B, 1, 28, 28]; theta: [B, 6], which is undone; font: [B], left out. The judge says the letter of the nearest
-    prototype (L2) of all other fonts, over the upright pixels that lay inside the canvas.
-    """
-    letters = fonts.prototypes(x.device).flatten(0, 1).flatten(1)  # [10000, 784], the letter fastest
-    squares, read = letters.square(), []
-    for rows in torch.arange(len(x), device=x.device).split(batch) if len(x) else ():
-        up, inside = (part.flatten(1) for part in fonts.upright(x[rows], theta[rows]))
-        seen = inside.to(up)
-        distance = seen @ squares.T - 2 * (seen * up) @ letters.T  # less |up|^2, which all letters share
-        distance = distance.view(len(rows), fonts.FONTS, len(fonts.LETTERS))
-        distance[torch.arange(len(rows), device=x.device), font[rows]] = torch.inf
-        read.append(distance.flatten(1).argmin(1) % len(fonts.LETTERS))
-    return torch.cat(read) if read else font
-
-
-def read_untold(
-    x: Tensor, font: Tensor, manifold: Manifold, *, pool: int = 100_000, starts: int = 5, steps: int = 6
-) -> Tensor:
-    """The letter that a judge reads who is told nothing of the transformation: that of the nearest point of all
-    letters' manifolds, as far as a search finds it: [B].
-
-    x: [B, 1, 28, 28]; font: [B], left out. Of `pool` random training rows the `starts` nearest of every letter are
-    starting points; each takes `steps` damped Gauss-Newton steps in theta.
-    """
-    rows, nearest = fonts.random_rows("train", pool, device=x.device), []
-    for letter in tqdm(range(len(fonts.LETTERS)), "the judge who is told nothing", leave=False):
-        own = rows[rows.letter == letter]
-        apart = torch.cdist(x.flatten(1), fonts.images(own).flatten(1))
-        apart = apart.masked_fill(font[:, None] == own.font, torch.inf)
-        near = own[apart.topk(starts, largest=False).indices.flatten()]
-        target, parts = x.repeat_interleave(starts, 0), []
-        for part in torch.arange(len(near), device=x.device).split(500):
-            start, context = near.theta[part][None], (near.font[part], near.letter[part])
-            parts.append(levenberg_marquardt(manifold, target[part], start, context, steps=steps).distance[0])
-        nearest.append(torch.cat(parts).view(-1, starts).amin(1))
-    return torch.stack(nearest, 1).argmin(1)
-
-
 # --- rows -------------------------------------------------------------------------------------------------------
+
+# (images [K, C, H, W], their codes [K, D], which test images they are [K]) -> what each judge reads, [K]; the first of
+# them decides.
+Judges = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
+
+
+def _judges(p: OnManifold, setting: Setting) -> Judges:
+    """On FONTS the judge who is told the transformation; on real images one who has learned from images alone, whose
+    two parts have a say of their own beside.
+    """
+    known = setting.known
+    if known is not None:
+        return lambda x, z, row: {"judge": read_told(x, z, known.test.font[row])}
+    judge = independent(p.dataset, p.judge_n, setting.x.device)
+
+    def read(x: Tensor, z: Tensor, row: Tensor) -> dict[str, Tensor]:
+        said, voted = judge.votes(x)
+        return {"judge": (said + voted).argmax(1), "network": said.argmax(1), "neighbours": voted.argmax(1)}
+
+    return read
 
 
 def _rows(
     setting: Setting,
-    known: Known,
+    judges: Judges,
     f: nn.Module,
     found: Mapping[tuple[str, str], Found],
-    right: Tensor,
+    right: Mapping[tuple[str, str], Tensor],
     seed: int,
 ) -> list[dict[str, Any]]:
     """A network's rows: its test error, an attack's success, and what the judge says of the examples."""
-    x, y = setting.x_test, setting.y_test
-    clear = read_told(x, known.theta, known.test.font) == y
+    y = setting.y_test
     error = metrics.error(networks.predict(f, setting.x_held_out), setting.y_held_out)
-    everything = torch.ones_like(right[None])
-    unmoved = Found(x[None], known.theta[None], everything, everything, 0.0)
     rows: list[dict[str, Any]] = [{"what": "error", "seed": seed, "test_error": error}]
     for (threat, name), one in found.items():
         about = {"seed": seed, "threat": threat, "attack": name}
-        rows.append({"what": "success", **about, **_success(one, right)})
-    for (threat, name), one in {(NOBODY, "clean"): unmoved, **found}.items():
+        rows.append({"what": "success", **about, **_success(one, right[threat, name])})
+    clear = {}
+    everything = torch.ones_like(y, dtype=torch.bool)[None]
+    for (threat, name), one in found.items():
+        if name == "paper":  # what a threat starts from, once; the images themselves are nobody's
+            own = NOBODY if threat == OFF else threat
+            still = Found(one.clean[None], one.start[None], everything, everything, 0.0, one.clean, one.start)
+            clear[threat] = _read(judges, still, y)["judge"] == y
+            if own == NOBODY or setting.known is None:
+                about = {"seed": seed, "threat": own, "attack": "clean"}
+                answers = _judged(setting, judges, still, right[threat, name][None], clear[threat])
+                rows.append({"what": "examples", **about, **answers})
         about = {"seed": seed, "threat": threat, "attack": name}
-        rows.append({"what": "examples", **about, **_judged(setting, known, one, right & one.example, clear)})
+        answers = _judged(setting, judges, one, right[threat, name] & one.example, clear[threat])
+        rows.append({"what": "examples", **about, **answers})
     return rows
+
+
+def _read(judges: Judges, found: Found, y: Tensor) -> dict[str, Tensor]:
+    """What the judges read in single examples, one of each test image: x is [1, B, C, H, W]."""
+    return judges(found.x[0], found.z[0], torch.arange(len(y), device=y.device))
 
 
 def _success(found: Found, right: Tensor) -> dict[str, Any]:
@@ -336,19 +405,57 @@ def _success(found: Found, right: Tensor) -> dict[str, Any]:
     }
 
 
-def _judged(setting: Setting, known: Known, found: Found, counted: Tensor, clear: Tensor) -> dict[str, Any]:
-    """What the judge who is told the transformation says of the counted examples [R, B], and their sizes."""
+def _judged(setting: Setting, judges: Judges, found: Found, counted: Tensor, clear: Tensor) -> dict[str, Any]:
+    """What the judges say of the counted examples [R, B], and their sizes."""
     restart, row = counted.nonzero().unbind(1)
-    x, theta = found.x[restart, row], found.theta[restart, row]
+    x, z, y = found.x[restart, row], found.z[restart, row], setting.y_test[row]
+    said = judges(x, z, row)
     read = torch.zeros_like(counted)
-    read[restart, row] = read_told(x, theta, known.test.font[row]) == setting.y_test[row]
-    zeta = (theta - known.theta[row]).abs()
+    read[restart, row] = said.pop("judge") == y
+    zeta = (z - found.start[row]).abs()
     return {
         **_answers(read, counted, clear),
+        **{f"{name}_reads": _mean(answer == y) for name, answer in said.items()},
         "zeta": _mean(zeta.amax(1)),
         "zeta_by_latent": [_mean(part) for part in zeta.T],
-        "change": _mean(l2(x - setting.x_test[row])),
+        "change": _mean(l2(x - found.clean[row])),
     }
+
+
+def _pictures(
+    setting: Setting,
+    judges: Judges,
+    f: nn.Module,
+    found: Mapping[tuple[str, str], Found],
+    right: Mapping[tuple[str, str], Tensor],
+) -> list[dict[str, Any]]:
+    """Some examples of the strong attack on learned manifolds, those that the judge disputes first: pictures in rows,
+    so that they are published with them. No faces.
+    """
+    rows: list[dict[str, Any]] = []
+    for threat in (ON, ON_DATA, MOVED):
+        if setting.known is not None or setting.dataset == "celeba" or (threat, "strong") not in found:
+            continue
+        one, y = found[threat, "strong"], setting.y_test
+        first = one.success.long().argmax(0)
+        every = torch.arange(len(y), device=y.device)
+        example, z = one.x[first, every], one.z[first, every]
+        read = judges(example, z, every)["judge"]
+        clear = judges(one.clean, one.start, every)["judge"] == y
+        won = right[threat, "strong"] & one.success.any(0) & clear
+        for kind, chosen in (("disputed", won & (read != y)), ("kept", won & (read == y))):
+            index = chosen.nonzero()[:SHOWN, 0]
+            if len(index):
+                images = torch.stack([setting.x_test[index], one.clean[index], example[index]], 1)
+                answers = networks.predict(f, example[index]).argmax(1)
+                about = {"what": "pictures", "seed": 0, "threat": threat, "attack": kind, "count": int(chosen.sum())}
+                labels = {"label": y[index], "said": answers, "read": read[index]}
+                rows.append(
+                    about
+                    | {name: part.tolist() for name, part in labels.items()}
+                    | ledger.pictures(images.cpu().numpy())
+                )
+    return rows
 
 
 @dataclass(frozen=True)
@@ -436,6 +543,8 @@ def _pooled(rows: pd.DataFrame) -> list[dict[str, Any]]:
         ("examples", {"kept": "average"}),
         ("untold", {"kept": "average"}),
     ):
+        if what not in set(rows.what):  # real images have no judge who is told nothing of a transformation
+            continue
         drawn = {name: _resampled(rows, what, definition) for name, definition in quantities.items()}
         for (threat, name), own in rows[rows.what == what].groupby(["threat", "attack"], sort=False):
             row: dict[str, Any] = {"what": what, "seed": "all", "threat": threat, "attack": name}
@@ -453,7 +562,7 @@ def _pooled_examples(own: pd.DataFrame) -> dict[str, Any]:
     """Means over all seeds' examples; the judge who is told nothing has no sizes."""
     some = own[own["count"] > 0].dropna(axis=1, how="all")
     row: dict[str, Any] = {"count": int(own["count"].sum())}
-    for name in ("judge_error", "zeta", "zeta_by_latent", "change"):
+    for name in ("judge_error", "network_reads", "neighbours_reads", "zeta", "zeta_by_latent", "change"):
         if name in some:
             row[name] = np.average(np.array(some[name].tolist()), axis=0, weights=some["count"]).tolist()
     return row
@@ -468,43 +577,51 @@ def _interval(name: str, drawn: np.ndarray) -> dict[str, float | None]:
 
 
 def _examples(
-    p: OnManifold, setting: Setting, known: Known, f: nn.Module, found: Mapping[tuple[str, str], Found], right: Tensor
+    p: OnManifold,
+    setting: Setting,
+    target: Target,
+    f: nn.Module,
+    found: Mapping[tuple[str, str], Found],
+    right: Mapping[tuple[str, str], Tensor],
 ) -> dict[str, np.ndarray]:
     """A few images that both of the paper's attacks fool, the examples, and the on-manifold attack's path."""
     regular, paper = found[OFF, "paper"], found[ON, "paper"]
-    rows = (right & regular.success.any(0) & paper.success.any(0)).nonzero()[:SHOWN, 0]
+    fooled = right[OFF, "paper"] & regular.success.any(0) & right[ON, "paper"] & paper.success.any(0)
+    rows = fooled.nonzero()[:SHOWN, 0]
     if not len(rows):
         return {}
-    path = _path(p, known, f, setting.y_test, rows, paper.success.long().argmax(0)[rows])
-    theta, font, letter = known.theta[rows], known.test.font[rows], known.test.letter[rows]
+    path = _path(p, target, f, setting.y_test, rows, paper.success.long().argmax(0)[rows])
+    codes = target.codes
+    z, context = codes.z[rows], tuple(part[rows] for part in codes.context)
     shown = {
         "x": setting.x_test[rows],
         "regular": regular.x[regular.success.long().argmax(0)[rows], rows],
-        "on": fonts.decode(theta + path[:, -1], font, letter),
-        "theta": theta,
-        "font": font,
-        "y": letter,
+        "on": codes.decode(z + path[:, -1], *context),
+        "clean": paper.clean[rows],
+        "theta": z,
+        "font": context[0],
+        "y": setting.y_test[rows],
         "path": path,
     }
     return {f"shown/{name}": value.cpu().numpy() for name, value in shown.items()}
 
 
-def _path(p: OnManifold, known: Known, f: nn.Module, y: Tensor, rows: Tensor, restart: Tensor) -> Tensor:
-    """zeta along the paper's attack on the first network: [E, steps + 1, 6]; after the first win it stays.
+def _path(p: OnManifold, target: Target, f: nn.Module, y: Tensor, rows: Tensor, restart: Tensor) -> Tensor:
+    """zeta along the paper's attack on the first network: [E, steps + 1, D]; after the first win it stays.
 
     rows, restart: [E], which images, from which of the attack's starts.
     """
-    where, random, seen = space(p, known, "raw"), _starts(0), []
+    where, random, seen = target.space(), _starts(0), []
     draw = norms.gaussian(where.norm, where.eta)
     start = torch.stack([draw(where.z, random) for _ in range(p.restarts)])[restart, rows]
 
     def recording(codes: Tensor) -> Tensor:
         seen.append(codes.detach())
-        return torch.as_tensor(f(image(codes)))
+        return torch.as_tensor(f(target.image(codes)))
 
     climb(recording, where[rows], y[rows], start, objective=cross_entropy, rule=adam(lr=0.005), steps=p.steps)
-    codes = torch.stack(seen, 1)  # [E, T + 1, 8]
-    wrong = networks.predict(f, image(codes.flatten(0, 1))).argmax(1).view(codes.shape[:2]) != y[rows, None]
+    codes, width = torch.stack(seen, 1), target.codes.z.shape[1]  # [E, T + 1, D + C]
+    wrong = networks.predict(f, target.image(codes.flatten(0, 1))).argmax(1).view(codes.shape[:2]) != y[rows, None]
     step = torch.arange(codes.shape[1], device=y.device).minimum(wrong.int().argmax(1)[:, None])  # [E, T + 1]
-    theta = codes[:, :, :6].gather(1, step[:, :, None].expand(-1, -1, 6))
-    return theta - known.theta[rows, None]
+    z = codes[:, :, :width].gather(1, step[:, :, None].expand(-1, -1, width))
+    return z - target.codes.z[rows, None]

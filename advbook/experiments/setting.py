@@ -11,10 +11,21 @@ import torch
 from torch import Tensor
 
 from advbook import datasets, fonts
+from advbook.attacks.norms import LINF, Norm
+from advbook.attacks.spaces import Decoder, Latent
 from advbook.manifolds.projection import Manifold
 
 Dataset = Literal[
-    "fonts", "fonts_easy", "mnist", "fashion_mnist", "emnist", "svhn", "cifar10", "cifar10_small", "cifar100"
+    "fonts",
+    "fonts_easy",
+    "emnist",
+    "mnist",
+    "fashion_mnist",
+    "celeba",
+    "svhn",
+    "cifar10",
+    "cifar10_small",
+    "cifar100",
 ]
 # FONTS comes in the papers' set and in an easier one; both ship with the package.
 FONTS: Mapping[str, fonts.Difficulty] = {"fonts": "hard", "fonts_easy": "easy"}
@@ -24,12 +35,41 @@ HELD_OUT = 2_000  # test images that no attack touches: for the test error, and 
 
 
 @dataclass(frozen=True)
+class Codes:
+    """Images as points dec(z, *context) of a manifold, and which points count as valid.
+
+    z: [N, D]; context: what no attack changes (font and letter, or the class), [N] each; low, high: bounds of z, [D].
+    """
+
+    z: Tensor
+    context: tuple[Tensor, ...]
+    decode: Decoder
+    low: Tensor
+    high: Tensor
+
+    def space(self, eta: float, norm: Norm = LINF) -> Latent:
+        """The moves zeta with |zeta| <= eta that lead to valid points."""
+        return Latent(self.z, self.decode, self.context, self.low, self.high, eta, norm)
+
+    @torch.no_grad()
+    def images(self, *, batch: int = 1_000) -> Tensor:
+        """dec(z): [N, C, H, W]."""
+        parts = (self.z, *self.context)
+        return torch.cat([self.decode(*own) for own in zip(*(part.split(batch) for part in parts), strict=True)])
+
+
+@dataclass(frozen=True)
 class Known:
     """A manifold that is known exactly, and the codes of the training and the attacked test images on it."""
 
     manifold: Manifold
     train: fonts.Rows
     test: fonts.Rows
+
+    def codes(self, part: Literal["train", "test"]) -> Codes:
+        """The training or the attacked test images as points of it."""
+        rows, m = self.train if part == "train" else self.test, self.manifold
+        return Codes(rows.theta, (rows.font, rows.letter), m.decode, m.low, m.high)
 
     @property
     def theta(self) -> Tensor:
@@ -56,6 +96,7 @@ class Setting:
     x_held_out: Tensor
     y_held_out: Tensor
     classes: tuple[str, ...]
+    dataset: Dataset
     known: Known | None = None
 
 
@@ -78,6 +119,11 @@ def train_size(dataset: Dataset) -> int:
     return fonts.TRAIN_ROWS if dataset in FONTS else datasets.DATASETS[dataset].splits["train"].count
 
 
+def held_size(dataset: Dataset) -> int:
+    """How many test images a data set has."""
+    return fonts.TEST_ROWS if dataset in FONTS else datasets.DATASETS[dataset].splits["test"].count
+
+
 def check_data(dataset: Dataset) -> None:
     """Raise MissingData or DamagedData, in one sentence, if a data set is not there; FONTS ships with the package."""
     if dataset not in FONTS:
@@ -87,9 +133,7 @@ def check_data(dataset: Dataset) -> None:
 
 def room(dataset: Dataset, n: int) -> int:
     """How many images there are to attack and to hold out, beside n training images: see load."""
-    if dataset in FONTS:
-        return fonts.TEST_ROWS
-    return datasets.DATASETS[dataset].splits["test"].count + train_size(dataset) - n
+    return held_size(dataset) + (0 if dataset in FONTS else train_size(dataset) - n)
 
 
 def load(
@@ -128,19 +172,20 @@ def _fonts(dataset: Dataset, n: int, subset: Subset, images: int, count: int, de
         x_held_out=fonts.images(held_out),
         y_held_out=held_out.letter,
         classes=classes(dataset),
+        dataset=dataset,
         known=Known(manifold, train, test),
     )
 
 
 def _real(dataset: Dataset, n: int, subset: Subset, images: int, count: int, device: torch.device) -> Setting:
-    test = datasets.load(dataset, "test", device=device)
+    end, size = images + count, held_size(dataset)
+    test = datasets.load(dataset, "test", n=min(end, size), device=device)
     # Where the test set is too small, training images that are not trained on stand in.
-    rest = min(max(images + count - len(test.y), 0), train_size(dataset) - n)
+    rest = min(max(end - size, 0), train_size(dataset) - n)
     train = datasets.load(dataset, "train", n=None if subset == "random" else n + rest, device=device)
-    size = len(train.y)
-    order = np.random.default_rng([0, 1]).permutation(size) if subset == "random" else np.arange(size)
+    found = len(train.y)
+    order = np.random.default_rng([0, 1]).permutation(found) if subset == "random" else np.arange(found)
     rows, spare = torch.from_numpy(order[: n + rest]).to(device).split([n, rest])
-    end = images + count
     return Setting(
         x=train.x[rows],
         y=train.y[rows],
@@ -149,4 +194,5 @@ def _real(dataset: Dataset, n: int, subset: Subset, images: int, count: int, dev
         x_held_out=torch.cat([test.x[images:end], train.x[spare]]),
         y_held_out=torch.cat([test.y[images:end], train.y[spare]]),
         classes=train.classes,
+        dataset=dataset,
     )
