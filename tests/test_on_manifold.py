@@ -21,6 +21,7 @@ from advbook.attacks.pgd import pgd_latent
 from advbook.experiments import off_manifold, on_manifold, setting
 from advbook.experiments.on_manifold import (
     ATTACKS,
+    MOVED,
     OFF,
     ON,
     ON_DATA,
@@ -558,8 +559,8 @@ def test_both_parts_of_the_judge_have_a_say_of_their_own(home, monkeypatch):
 
 def test_real_images_have_their_own_rows(home, monkeypatch):
     rows, _, _ = learned_run(monkeypatch)
-    keys = {(OFF, "paper"), *((threat, attack) for threat in (ON, ON_DATA) for attack in MOVES)}
-    clean = {("none", "clean"), (ON, "clean"), (ON_DATA, "clean")}
+    keys = {(OFF, "paper"), *((threat, attack) for threat in (ON, ON_DATA, MOVED) for attack in MOVES)}
+    clean = {("none", "clean"), (ON, "clean"), (ON_DATA, "clean"), (MOVED, "clean")}
     for seed in (0, 1, "all"):
         own = rows[rows.seed == seed]
         for what, more in (("success", set()), ("examples", clean)):
@@ -574,7 +575,7 @@ def test_pictures_show_image_code_and_example(home, monkeypatch):
     x, y, z = planted_images("test", REAL["images"])
     for judge, kind, changed in ((shows, "kept", 0.3), (turned(BOUND), "disputed", 0.29)):
         rows, _, _ = learned_run(monkeypatch, judge=judge, eps=changed)
-        (found,) = rows[rows.what == "pictures"].to_dict("records")
+        (found,) = rows[(rows.what == "pictures") & (rows.threat == ON)].to_dict("records")
         assert (found["seed"], found["threat"], found["attack"]) == (0, ON, kind)
         won = row(rows, "success", ON, "strong", 0)
         assert found["count"] == sum(won["hits_worst"])
@@ -591,6 +592,25 @@ def test_pictures_show_image_code_and_example(home, monkeypatch):
         moved = 8 * (examples - decoded)[:, 0, 0, :LATENTS]
         assert (moved.abs() <= 0.25 + 8 / 255).all()
         assert (moved[:, 0] > 0).all()
+
+
+def test_a_transformation_is_of_the_image_itself_within_its_bounds_and_the_budget(home, monkeypatch):
+    x, _, _ = planted_images("test", REAL["images"])
+    codes = on_manifold._transformations(x)
+    torch.testing.assert_close(codes.images(), x, atol=1e-5, rtol=0)
+    target = Target(codes, 0.1)
+    for u in (torch.full_like(codes.z, 9.0), torch.full_like(codes.z, -9.0)):
+        t = codes.z + target.space().project(u)
+        assert ((t - codes.z).abs() <= 0.1 + 1e-6).all()
+        assert (t >= codes.low - 1e-6).all()
+        assert (t <= codes.high + 1e-6).all()
+    rows = torch.arange(len(x)).flip(0)
+    shifted = target.space()[rows].image(torch.zeros_like(codes.z))
+    torch.testing.assert_close(target.image(shifted), x[rows], atol=1e-5, rtol=0, msg="each row knows its image")
+    found, _, _ = learned_run(monkeypatch)
+    moves = row(found, "examples", MOVED, "random moves")
+    assert max(moves["zeta_by_latent"]) <= OnManifold(**REAL).eta + 1e-6
+    assert moves["change"] > 0
 
 
 def test_no_faces_lie_in_rows(home, monkeypatch):

@@ -297,27 +297,38 @@ def _attacks(
         )
     }
     for threat, target in targets.items():
-        where, text, width = target.space(), f"{label}{threat}, ", target.codes.z.shape[1]
         draws = apart if threat == MOVED else random
+        by_name = _on_target(p, f, target, y, seed=seed, generator=draws, label=f"{label}{threat}, ")
+        found |= {(threat, name): one for name, one in by_name.items()}
+    return found
 
-        def reads(codes: Tensor, target: Target = target) -> Tensor:
-            return torch.as_tensor(f(target.image(codes)))
 
-        paper = pgd_latent(reads, where, y, generator=_starts(seed), label=text + "paper's attack", **budget)
-        strong = strongest_latent(
-            reads, where, y, steps=p.strong_steps, restarts=p.restarts, targets=0, label=text + "strong attack",
-            generator=draws,
-        )  # fmt: skip
-        moves = random_moves(reads, where, y, p.restarts, generator=draws)
-        search = random_moves(reads, where, y, p.draws, stop="image", generator=draws)
-        clean = target.codes.images()
-        for name, one in (("paper", paper), ("strong", strong), ("random moves", moves), ("random search", search)):
-            codes, success = (one.x, one.success) if name != "random search" else _first(one)
-            images = torch.stack([target.image(run) for run in codes])
-            example = torch.ones_like(success) if name == "random moves" else success
-            found[threat, name] = Found(
-                images, codes[..., :width], success, example, one.forwards, clean, target.codes.z
-            )
+def _on_target(
+    p: OnManifold, f: nn.Module, target: Target, y: Tensor, *, seed: int, generator: torch.Generator, label: str
+) -> dict[str, Found]:
+    """What the attacks that move codes, and the random controls, find."""
+    where, width = target.space(), target.codes.z.shape[1]
+
+    def reads(codes: Tensor) -> Tensor:
+        return torch.as_tensor(f(target.image(codes)))
+
+    tried = {
+        "paper": pgd_latent(
+            reads, where, y, steps=p.steps, restarts=p.restarts, generator=_starts(seed), label=label + "paper's attack"
+        ),
+        "strong": strongest_latent(
+            reads, where, y, steps=p.strong_steps, restarts=p.restarts, targets=0, label=label + "strong attack",
+            generator=generator,
+        ),
+        "random moves": random_moves(reads, where, y, p.restarts, generator=generator),
+        "random search": random_moves(reads, where, y, p.draws, stop="image", generator=generator),
+    }  # fmt: skip
+    clean, found = target.codes.images(), {}
+    for name, one in tried.items():
+        codes, success = (one.x, one.success) if name != "random search" else _first(one)
+        images = torch.stack([target.image(run) for run in codes])
+        example = torch.ones_like(success) if name == "random moves" else success
+        found[name] = Found(images, codes[..., :width], success, example, one.forwards, clean, target.codes.z)
     return found
 
 
