@@ -595,7 +595,7 @@ if real:
 
 # %% [markdown]
 # **Move it yourself**, on learned manifolds: the figure is on the page
-# [How good are the learned manifolds?](learned_manifolds.ipynb#move-it-yourself), which has room for ten decoders.
+# [How good are the learned manifolds?](learned_manifolds.ipynb), which has room for ten decoders.
 
 # %% [markdown]
 # ## Where code and paper disagree, and what was left open

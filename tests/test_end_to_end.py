@@ -48,7 +48,7 @@ def test_every_page_is_there_and_light(html):
 def test_the_chapter_says_what_was_computed(html):
     text = re.sub(r"<[^>]*>", "", (html / "book" / "chapters" / f"{CHAPTER}.html").read_text())
     assert "Profile tiny" in text
-    assert text.count("Verdict: ") == 2
+    assert text.count("Verdict: ") >= 2  # those of published real images beside its own
     assert "{glue" not in text
     assert "How this page was computed" in text
 
@@ -66,7 +66,7 @@ def test_the_site_works_from_disk_without_a_network(html):
 @pytest.mark.node
 def test_js_and_torch_agree_on_all_published_weights(built):
     states = [state for path in (built.root / "book/chapters").glob("*.ipynb") for state in published_states(path)]
-    assert len(states) == 5
+    assert len(states) == 6
     for state in states:
         found = parity(state)
         print(f"{sorted(state)[:3]}: {found}")

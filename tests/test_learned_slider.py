@@ -190,7 +190,7 @@ def test_parity_of_the_figure_and_of_one_decoder_for_all_classes():
     for given in ({}, {"decoders": decoders()[:1]}, {"paths": None}):
         differences = parity(state_of(figure(**given)), count=10)
         assert differences.image <= 1e-5
-        assert differences.logits <= 1e-4
+        assert differences.logits <= 5e-4  # of an untrained network, whose logits are large
 
 
 @pytest.mark.node
