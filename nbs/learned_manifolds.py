@@ -33,7 +33,7 @@
 # %% tags=["parameters"]
 DATASET: str = "fonts"  # data set: fonts, emnist, mnist, fashion_mnist, celeba
 MANIFOLD: str = "small"  # size of the learned manifolds, "small" or "paper"
-SEEN: int = 0  # images that their training shows; 0: as many as the size asks for
+EPOCHS: int = 0  # epochs of the VAE-GANs; 0: as many as their size asks for
 N: int = 10000  # training images of what they are compared with, and of the judge
 IMAGES: int = 1000  # test images that are reproduced
 DEVICE: str = "auto"  # "auto" takes a GPU if there is one; or cpu, cuda, cuda:1
@@ -68,17 +68,19 @@ PROFILE: str = "own"  # a name for this run, printed at the end of the page
 #
 # **What is measured**, on test images.
 #
-# - *Reproduction*: $\|x - \mathrm{dec}_y(\mu(x))\|_2$, beside the same of two stand-ins that need no network: the mean
-#   training image of the class, and a linear manifold of the same dimension, that mean plus the best combination of the
-#   first $D$ principal components of the class.
-# - *Label*: a judge reads images $x$, reproductions $\mathrm{dec}_y(\mu(x))$ and random points
+# - *Reproduction*: $\|x - \mathrm{dec}_y(z)\|_2$, where $z$ is $\mu(x)$, clipped into $[-2, 2]^D$ as in the chapters,
+#   beside the same of two stand-ins that need no network: the mean training image of the class, and a linear manifold of
+#   the same dimension, that mean plus the best combination of the first $D$ principal components of the class.
+# - *Label*: a judge reads images $x$, reproductions $\mathrm{dec}_y(\mu(x))$, codes not clipped, and random points
 #   $\mathrm{dec}_y(z)$, where $z$ is normal and truncated to $[-2, 2]^D$. The judge is a wide network and the vote of the
 #   nearest training images, both learned from training images alone.
 # - *Room*: the share of images whose code has an entry outside $[-2, 2]$.
 #
 # **The rule**, fixed before the run. *Better than the class mean*: in the class where it is least, the mean's error is at
-# least 1.25 times that of the reproduction. *Better than a linear manifold*: over all images, its error is at least that
-# of the reproduction. Intervals are bootstrapped over blocks of neighbouring test images.
+# least {glue:text}`better_than_mean` times that of the reproduction. *Better than a linear manifold*: over all images, its
+# error is at least {glue:text}`better_than_linear` times that of the reproduction. Intervals are bootstrapped over blocks
+# of neighbouring test images. They rest on one training of the manifolds: how much another one would differ, they do not
+# say.
 
 # %% tags=["compute"]
 from advbook.experiments.learned_manifolds import LearnedManifolds
@@ -95,7 +97,7 @@ from myst_nb import glue
 
 from advbook import figures, ledger, pages
 from advbook.experiments import learned, setting
-from advbook.experiments.learned_manifolds import STEPS, TITLES, factors
+from advbook.experiments.learned_manifolds import BETTER_THAN_LINEAR, BETTER_THAN_MEAN, SAMPLES, STEPS, TITLES, factors
 from advbook.manifolds import vaegan
 from advbook.sliders import learned as learned_slider
 
@@ -111,12 +113,11 @@ def weights(size):
 
 def training(table):
     """How long the manifolds of a table were trained, in words."""
-    size, seen = table.manifold.iloc[0], int(table.seen.iloc[0])
-    if seen:
-        return f"{seen:,} images shown in training"
-    if size == "small":
-        return f"{learned.SEEN['class']:,} images shown in training of all classes, {learned.SEEN['data']:,} of one for all"
-    return "trained as long as in the paper"
+    dataset, size, epochs = (table[name].iloc[0] for name in ("dataset", "manifold", "epochs"))
+    each, together = (
+        learned._recipes(dataset, kind, size, torch.device("cpu"), int(epochs))[0].epochs for kind in ("class", "data")
+    )
+    return f"epochs of training: {each}" + (f" (one for all classes: {together})" if together != each else "")
 
 
 def named(table):
@@ -185,7 +186,17 @@ glue("n", f"{N:,}", display=False)
 glue("images", f"{IMAGES:,}", display=False)
 glue("training", training(rows), display=False)
 glue("scope", pages.scope(p, rows), display=False)
+glue("latents_paper", vaegan.LATENTS, display=False)
 glue("latents", learned.LATENTS.get(DATASET, vaegan.LATENTS), display=False)
+glue("better_than_mean", f"{BETTER_THAN_MEAN:g}", display=False)
+glue("better_than_linear", f"{BETTER_THAN_LINEAR:g}", display=False)
+glue("samples", SAMPLES, display=False)
+within = float(torch.special.erf(torch.tensor(vaegan.BOUND / 2**0.5)))  # of a normal entry, exercise 2
+glue("within", f"{within:.3f}", display=False)
+glue("expected_outside", f"{1 - within ** learned.LATENTS.get(DATASET, vaegan.LATENTS):.0%}", display=False)
+glue("learned_from", f"{learned._images(DATASET, MANIFOLD):,}", display=False)
+for kind, count in learned.SEEN.items():
+    glue(f"seen_{kind}", f"{count:,}", display=False)
 glue("weights_small", f"{weights('small'):,}", display=False)
 glue("weights_paper", f"{weights('paper'):,}", display=False)
 glue("fonts_rows", f"{learned.FONTS_ROWS:,}", display=False)
@@ -207,13 +218,13 @@ glue("judge_sampled", f"{whole['class']['judge_sampled']:.1%}", display=False)
 # {glue:text}`training`; {glue:text}`images` test images, compared with what {glue:text}`n` training images give;
 # {glue:text}`scope`.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "One manifold a class. From top to bottom: two test images of each class, each with its reproduction below, and two random points of the class's manifold.", "name": "fig-points"}, "image": {"alt": "Rows of small pictures, a column a class: test images, below each its reproduction by the decoder, and images that the decoder makes of random codes."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "One manifold a class. From top to bottom: two test images of each class, each with its reproduction below (the code is not clipped), and two random points of the class's manifold.", "name": "fig-points"}, "image": {"alt": "Rows of small pictures, a column a class: test images, below each its reproduction by the decoder, and images that the decoder makes of random codes."}}
 if (figure := mosaic(rows, "class", "points")) is not None:
     display(figure)
 else:
     print("There is nothing to show: of this data set no images are kept.")
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The straight way between the codes of two test images of a class, from the first (t = 0) to the second. Every picture is a point of the class's manifold.", "name": "fig-ways"}, "image": {"alt": "Rows of small pictures, a column a class: images that change by small steps from the reproduction of one test image to that of another."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The straight way between the codes of two test images of a class, from the first (t = 0) to the second. Every picture is made by the class's decoder. The two codes are not clipped, so an end may lie outside of the valid codes.", "name": "fig-ways"}, "image": {"alt": "Rows of small pictures, a column a class: images that change by small steps from the reproduction of one test image to that of another."}}
 if (figure := mosaic(rows, "class", "ways")) is not None:
     display(figure)
 
@@ -230,19 +241,22 @@ for verdict in p.verdicts(rows):
 pages.table(by_class(rows), PER_CLASS)
 
 # %% [markdown]
-# *Factors above 1 say that the learned manifold comes nearer to the images. Intervals are 95 %. The judge's errors on
-# random points have no interval here: they are few.*
+# *Factors above 1 say that the learned manifold comes nearer to the images; codes are clipped. Intervals are 95 %, for one
+# training of the manifolds. The judge's errors on random points have no interval here: the points are few,
+# {glue:text}`samples` a class.*
 #
-# The linear manifold has one advantage: it projects, that is, it finds its nearest point to $x$. The encoder guesses a
-# code in one pass, and nobody asked it for the nearest. So the comparison is strict.
+# The comparison with the linear manifold has an advantage on either side. The linear one projects, that is, it finds its
+# nearest point to $x$, while the encoder guesses a code in one pass, and nobody asked it for the nearest. But the principal
+# components are fitted on {glue:text}`n` images, while the VAE-GANs were learned from {glue:text}`learned_from`.
 #
 # ## Does a point show its class?
 #
 # The judge errs on {glue:text}`judge_clean` of the test images, on {glue:text}`judge_decoded_class` of their
 # reproductions, and on {glue:text}`judge_sampled` of random points. The first number is the judge's own. What the
-# reproductions add to it, or take away, is the decoder's: a decoder that has seen one class only tends to make the images
-# of it more alike. An error on a random point means that the label of a manifold's point can be in doubt even where no
-# attack has been at work. Chapter 02 therefore asks the judge about random moves beside the attack's.
+# reproductions add to it, or take away, is the decoder's: encoder and decoder are told the class, so a reproduction
+# is pulled towards it, and a smaller error on reproductions says nothing good of the manifold. An error on a random
+# point means that the label of a manifold's point can be in doubt even where no attack has been at work. Chapter 02
+# therefore asks the judge about random moves beside the attack's.
 #
 # ## One a class, or one for all?
 
@@ -302,15 +316,15 @@ def content(table):
 
 tabs = {}
 for table in published:
-    again = f", {table.seen.iloc[0]:,} seen" if table.seen.iloc[0] else ""
+    again = f", EPOCHS = {table.epochs.iloc[0]}" if table.epochs.iloc[0] else ""
     tabs[f"{named(table)}{again}"] = content(table)
 display(figures.tabs(tabs) if tabs else pages.Markdown("*No rows are published yet.*"))
 
 # %% [markdown]
 # ## Two sizes
 #
-# The paper's decoder has {glue:text}`weights_paper` weights, the small one, which all pages use unless they say
-# otherwise, {glue:text}`weights_small`. Does the size matter, or the time in training?
+# The decoder of the released code, called "paper" here, has {glue:text}`weights_paper` weights, the small one, which all
+# pages use unless they say otherwise, {glue:text}`weights_small`. Does the size matter, or the time in training?
 
 # %% tags=["remove-input"]
 SIZES = {
@@ -336,7 +350,11 @@ both = {table.dataset.iloc[0] for table in published if table.manifold.iloc[0] =
 if lines:
     display(pages.table(pd.DataFrame(lines).sort_values("manifold"), SIZES))
 if not both:
-    display(pages.Markdown("*No rows of the paper's size are published yet, so the sizes cannot be compared.*"))
+    display(pages.Markdown('*No rows of the size "paper" are published yet, so the sizes cannot be compared.*'))
+
+# %% [markdown]
+# *Compare two sizes only where they were trained for as many epochs. Where they were not, the difference is that of time
+# as well. Either size is trained once, so the chance of a training is in the difference too.*
 
 # %% [markdown]
 # ## Move it yourself
@@ -354,24 +372,25 @@ display(pages.Markdown(text))
 display(walk)
 
 # %% [markdown]
-# *Compare two sizes only where their training showed as many images. Where it did not, the difference is that of time as
-# well.*
-#
 # ## Where we differ from the paper
 #
-# - **Smaller.** A small decoder has fewer channels than the paper's; the layers are the same. MANIFOLD = "paper" takes
-#   the paper's channels.
-# - **Shorter.** Small manifolds are trained until they have seen a fixed number of images, and the learning rate falls
-#   to {glue:text}`last` of its start in that time. Those of FONTS see {glue:text}`fonts_rows` different images. With
-#   MANIFOLD = "paper" and SEEN = 0 the numbers of epochs and the rate are the paper's, and all training images count.
+# Of the paper itself are the manifolds one a class, $D$ = {glue:text}`latents_paper` and $[-2, 2]^D$. Channels, epochs,
+# learning rates and the weights $\beta$ stand in its released code; "paper" is only our name for that size.
+#
+# - **Smaller.** A small decoder has fewer channels than that of the released code; the layers are the same. MANIFOLD =
+#   "paper" takes the released code's channels.
+# - **Shorter.** Small manifolds are trained for whole epochs, so many that about {glue:text}`seen_class` images pass in
+#   all (one for all classes: {glue:text}`seen_data`), and the learning rate falls to {glue:text}`last` of its start in that
+#   time. Those of FONTS see {glue:text}`fonts_rows` different images. With MANIFOLD = "paper" and EPOCHS = 0 the numbers of
+#   epochs and the rate are the released code's, and all training images count.
 # - **The start.** The released code draws weights with a standard deviation of .001. Here all weights are normal with a
 #   deviation that depends on the layer's width, as in the released code's classifiers.
 # - **The step.** The released code takes the steps of the three networks one after the other with gradients of one
 #   pass, which today's libraries refuse. Here all three gradients are taken at the same point, then all three steps.
 # - **Eight bits.** The manifolds that come with the package have weights of 8 bits. Where they are used,
 #   numbers are of these.
-# - **MNIST instead of EMNIST.** The paper used EMNIST's digits. Where they are not at hand, MNIST stands in, with their
-#   weights $\beta$.
+# - **MNIST instead of EMNIST.** The paper used EMNIST's digits. Where they are not at hand, MNIST stands in, with the
+#   weights $\beta$ that the released code has for them.
 # - **The weak ones.** The paper says that its decoders of Fashion-MNIST and CelebA are weaker than those of the others.
 #   No faces are shown here: the agreement of that data set forbids handing them on.
 #
@@ -392,9 +411,16 @@ display(walk)
 #
 # ````{admonition} Solution
 # :class: dropdown
-# An entry lies within 2 with probability $p = \Phi(2) - \Phi(-2) \approx .954$, so all $D$ do with $p^D$, and
-# $1 - p^D$ of the images have one outside. If far fewer do, then codes of images are less spread than the noise assumes:
-# $\mu(x)$ is only the mean, and $\mu(x) + \sigma(x)\,\xi$ is what should be standard normal.
+# An entry lies within 2 with probability $p = \Phi(2) - \Phi(-2) \approx$ {glue:text}`within`, so all $D$ do with $p^D$,
+# and $1 - p^D$ of the images, {glue:text}`expected_outside`, have one outside.
+#
+# *Fewer* is what one should expect: $\mu(x)$ is only the mean, and $\mu(x) + \sigma(x)\,\xi$ is what should be standard
+# normal. Since the noise adds to the spread, $\mu(x)$ alone must be less spread.
+#
+# If *more* have one outside, then even $\mu(x)$ does not fit into that distribution. Nothing forces it to: the first term
+# of the encoder's loss pulls each code towards it, and the second, reproduction, gains by moving codes apart. Where the
+# second is strong, codes spread, or a few lie far out. Then random points, drawn from the normal distribution, leave out
+# some images, and clipping moves many.
 # ````
 #
 # 3. Why is the loss of the reproduction $\|x - \hat x\|_1$, and the comparison in $\|\cdot\|_2$? Which of the two would

@@ -27,7 +27,7 @@ from advbook.sliders import principal
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = 1_000  # test images on which the cost of 8 bits is measured, and from which those of the walks are taken
-EXAMPLES, BANK = 4, 20  # test images and training images of every class in the walks
+EXAMPLES, BANK = 3, 12  # test images and training images of every class in the walks
 ETA, STEPS = 0.3, 20  # of the attack in the walks
 DEVICE = torch.device("cpu")
 

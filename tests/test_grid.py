@@ -126,6 +126,11 @@ def test_a_larger_run_is_accepted_and_has_twice_the_largest_n():
             {"DATASET": "mnist", "RECIPES": ["normal", "on_class"]},
             "RECIPES = ['normal', 'on_class'] is not allowed: on_class and random_class are for FONTS, ",
         ),
+        (
+            {"DATASET": "mnist", "IMAGES": 2_000},
+            "TEST_IMAGES = 9000 is not allowed: mnist has 10,000 test images, and IMAGES = 2000 of them are attacked.",
+        ),
+        ({"MANIFOLD": "paper"}, "MANIFOLD = 'paper' is not allowed: on fonts, none of RECIPES = ['normal'] moves "),
         ({"DATASET": "celeba", "RECIPES": "random_class"}, "RECIPES = ['random_class'] is not allowed: on_class and "),
     ],
     ids=str,
@@ -216,7 +221,8 @@ def test_a_larger_run_on_real_images_has_more_networks_where_there_are_no_more_i
 def test_attacked_images_are_points_of_the_best_manifold_of_the_size_asked_for(monkeypatch, dataset, where):
     asked = []
     monkeypatch.setattr(grid.learned, "codes", lambda *given, **options: asked.append((*given, options)))
-    Demo(dataset=dataset, manifold="paper").codes("the setting")
+    recipes = ["on_class"] if dataset == "fonts" else ["normal"]  # on FONTS a size must be of use
+    Demo(dataset=dataset, manifold="paper", recipes=recipes).codes("the setting")
     assert asked == [("the setting", "test", where, {"size": "paper"})]
 
 
@@ -224,7 +230,7 @@ def test_attacked_images_are_points_of_the_best_manifold_of_the_size_asked_for(m
 def test_networks_train_on_manifolds_of_the_size_asked_for(home, monkeypatch, manifold):
     asked = []
     monkeypatch.setattr(grid, "classifiers", lambda *given, **options: asked.append(options))
-    Demo(n=[100], manifold=manifold).members(None)
+    Demo(n=[100], manifold=manifold, recipes=["on_class"]).members(None)
     assert asked[0]["budgets"].size == manifold
 
 

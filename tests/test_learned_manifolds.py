@@ -51,7 +51,7 @@ def hand_made(mean, linear, spread=0.0, worst=None):
     rows = []
     for label, of_mean in (("all", mean), ("0", mean), ("1", mean if worst is None else worst)):
         sizes = [1 + spread * (1 if block % 2 else -1) for block in range(25)]
-        blocks = {"learned_blocks": sizes, "mean_blocks": [of_mean] * 25, "linear_blocks": [linear] * 25}
+        blocks = {"clipped_blocks": sizes, "mean_blocks": [of_mean] * 25, "linear_blocks": [linear] * 25}
         rows.append(
             {"what": "reconstruction", "kind": "class", "dataset": "mnist", "label": label, "count": 25, **blocks}
         )
@@ -84,11 +84,20 @@ def test_the_worst_class_and_all_images_decide():
     assert "MNIST" in linear.claim
 
 
+def test_a_class_without_images_leaves_the_claim_of_every_class_undecided():
+    rows = hand_made(1.5, 1.2)
+    empty = (rows.label == "0") & (rows.kind == "class")
+    for name in ("clipped_blocks", "mean_blocks", "linear_blocks"):
+        rows.loc[empty, name] = pd.Series([[0.0] * 25], index=rows.index[empty])
+    better, linear = LearnedManifolds.verdicts(rows)
+    assert (better.outcome, linear.outcome) == ("undecided", "supported")
+
+
 def test_factors_are_quotients_of_sums_with_their_intervals():
     rows = hand_made(1.5, 1.2, spread=0.4)
     found = factors(rows).set_index("label")
     assert list(found.index) == ["all", "0", "1"]
-    learned_sum = sum(rows.iloc[0]["learned_blocks"])
+    learned_sum = sum(rows.iloc[0]["clipped_blocks"])
     for label in found.index:
         assert found.loc[label, "mean"] == pytest.approx(25 * 1.5 / learned_sum)
         assert found.loc[label, "linear"] == pytest.approx(25 * 1.2 / learned_sum)
@@ -111,7 +120,7 @@ def test_errors_are_those_of_the_planted_manifolds(small):
         assert found["learned"] == pytest.approx(float(noise[own].mean()), abs=1e-4)
         assert found["clipped"] == pytest.approx(float(clipped[own].mean()), abs=1e-4)
         assert found["outside"] == pytest.approx(float((z.abs() > 2).any(1)[own].double().mean()))
-        assert sum(found["learned_blocks"]) == pytest.approx(float(noise[own].sum()), abs=1e-3)
+        assert sum(found["clipped_blocks"]) == pytest.approx(float(clipped[own].sum()), abs=1e-3)
         assert (found["judge_clean"], found["judge_decoded"], found["judge_sampled"]) == (0, 0, 0)
 
 
@@ -142,7 +151,7 @@ def test_a_manifold_that_knows_no_more_than_its_class_has_factor_one(home, monke
     plant(monkeypatch)
     monkeypatch.setattr(learned_manifolds, "independent", lambda dataset, n, device: shows)
     pairs = {"class": [constant(label) for label in range(10)], "data": [data_pair()]}
-    monkeypatch.setattr(learned, "autoencoders", lambda dataset, where, size, device, *, seen=0: pairs[where])
+    monkeypatch.setattr(learned, "autoencoders", lambda dataset, where, size, device, *, epochs=0: pairs[where])
     rows = LearnedManifolds(**SMALL).rows()
     found = factors(rows)
     np.testing.assert_allclose(found["mean"], 1, rtol=1e-4)
@@ -213,7 +222,7 @@ def test_every_kind_has_a_row_a_class_and_one_for_all(small):
     ({"DATASET": "mnist", "N": 60_001}, "N = 60001 is not allowed: mnist has 60,000 training images."),
     ({"DATASET": "svhn"}, "DATASET = 'svhn' is not allowed"),
     ({"IMAGES": 24}, "IMAGES = 24 is not allowed"),
-    ({"SEEN": -1}, "SEEN = -1 is not allowed"),
+    ({"EPOCHS": -1}, "EPOCHS = -1 is not allowed"),
 ])  # fmt: skip
 def test_a_wrong_value_ends_in_one_sentence(given, said):
     with pytest.raises(ParameterError, match="Parameter") as caught:

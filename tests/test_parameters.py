@@ -117,6 +117,7 @@ def test_a_parameter_like_no_other_is_named_without_a_guess():
         ("DATASET", "FONTS", "'fonts'"),
         ("SUBSET", "last", "'first' or 'random'"),
         ("N", 960_001, "fonts has 960,000 training images"),
+        ("MANIFOLD", "paper", "the manifold of fonts is known, not learned"),
         ("NEIGHBOURS", 501, "500"),
     ],
 )

@@ -299,7 +299,8 @@ def from_mirrors(mirrors: Sequence[str], target: Path, digest: str, size: int | 
     The lock of the cache must be held.
     """
     for stray in target.parent.rglob("tmp*"):  # left by a killed download; under the lock nobody else writes
-        stray.unlink()
+        if stray.is_file():
+            stray.unlink()
     reasons = []
     for mirror in mirrors:
         try:

@@ -22,7 +22,7 @@ from advbook.attacks.pgd import Attack
 from advbook.attacks.spaces import Latent
 from advbook.experiments import Axis, Parameters, learned
 from advbook.experiments.recipes import Budgets, Recipe, classifiers
-from advbook.experiments.setting import Codes, Setting, Subset, check_data, load, train_size
+from advbook.experiments.setting import Codes, Setting, Subset, check_data, held_size, load, train_size
 from advbook.fleet import Fleet, Stack
 from advbook.kernels import Banded, bfloat16_is_fast
 from advbook.manifolds.vaegan import Size
@@ -30,6 +30,7 @@ from advbook.networks import Network
 from advbook.training import Schedule
 
 KEYS = ["network", "recipe", "n"]
+LEARNED: set[Recipe] = {"on_class", "random_class", "on_data"}  # recipes on learned manifolds, on FONTS too
 Definition = Literal["average", "worst"]
 
 
@@ -50,7 +51,7 @@ class Grid(Parameters):
     epochs: int = Field(20, ge=1, le=1000, description="epochs of training")
     train_steps: int = Field(10, ge=1, le=1000, description="steps of the attack inside training (the paper: 40)")
     images: int = Field(125, ge=25, le=8_000, description="attacked test images, the first of the test set")
-    test_images: int = Field(10_000, ge=100, le=100_000, description="other test images, for the test error")
+    test_images: int = Field(9_000, ge=100, le=100_000, description="other test images, for the test error")
     eps: float = Field(0.3, gt=0, le=1, description="budget of regular perturbations, L-inf")
     eta: float = Field(0.3, gt=0, le=float(np.pi), description="budget of latent perturbations, L-inf on theta or z")
     steps: int = Field(40, ge=1, le=10_000, description="gradient steps of the paper's attacks")
@@ -60,6 +61,17 @@ class Grid(Parameters):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         size = train_size(self.dataset)
+        tested = held_size(self.dataset)
+        if self.images + self.test_images > tested:  # training images cannot stand in: learned manifolds know them
+            raise ValueError(
+                f"Parameter TEST_IMAGES = {self.test_images} is not allowed: {self.dataset} has {tested:,} test "
+                f"images, and IMAGES = {self.images} of them are attacked."
+            )
+        if self.dataset == "fonts" and self.manifold != "small" and not LEARNED & set(self.recipes):
+            raise ValueError(
+                f"Parameter MANIFOLD = {self.manifold!r} is not allowed: on fonts, none of RECIPES = {self.recipes} "
+                "moves on a learned manifold."
+            )
         if max(self.n) > size:
             raise ValueError(f"Parameter N = {self.n} is not allowed: {self.dataset} has {size:,} training images.")
         if self.dataset != "fonts" and {"on_class", "random_class"} & set(self.recipes):

@@ -61,7 +61,7 @@ def read_untold(
 
 # --- on real images --------------------------------------------------------------------------------------------------
 
-WIDTHS = (32, 64, 128)  # channels of the judge's network: twice the standard classifier's
+WIDTHS = (32, 64, 128)  # channels of the judge's network: twice the standard classifier's on small images
 EPOCHS = 5
 VOTERS = 10  # nearest training images that vote
 

@@ -23,13 +23,14 @@ Learned = Literal["class", "data"]
 Where = Literal["true", "class", "data"]
 Box = Literal["limits", "codes"]
 
-# The published weight of the reconstruction. MNIST has the digits' values, which are those of EMNIST.
+# The released code's weight of the reconstruction. MNIST has the digits' values, which are those of EMNIST.
 BETA: Mapping[str, float] = {"emnist": 2.25, "mnist": 2.25, "fashion_mnist": 2.75}
 BETA_OTHER, BETA_DIGITS = 3.0, {1: 5.0, 7: 3.0}
 EPOCHS: Mapping[str, int] = {"fonts": 10, "fonts_easy": 10, "emnist": 30, "mnist": 30, "fashion_mnist": 60}
 EPOCHS_OTHER = 30
 LATENTS: Mapping[str, int] = {"celeba": 25}
-# Small manifolds see so many images in training, however many there are; the learning rate falls to LAST of its start.
+# Small manifolds are trained for as many whole epochs as come nearest to so many images; the rate falls to LAST of its
+# start.
 SEEN: Mapping[Learned, int] = {"class": 720_000, "data": 240_000}
 LAST = 0.07
 FONTS_ROWS = 120_000  # of FONTS a small manifold is trained on; the paper takes all 960,000
@@ -63,21 +64,23 @@ def codes(
 
 
 def autoencoders(
-    dataset: Dataset, where: Learned, size: Size, device: torch.device, *, seen: int = 0
+    dataset: Dataset, where: Learned, size: Size, device: torch.device, *, epochs: int = 0
 ) -> list[Autoencoder]:
     """The VAE-GANs of a data set, one a class or a single one: those that the package ships, else trained ones.
 
-    seen: how many images training shows; 0: as many as the size asks for.
+    epochs: of training; 0: as many as the size asks for.
     """
-    if size == "small" and not seen and (found := shipped(dataset, where)):
+    if size == "small" and not epochs and (found := shipped(dataset, where)):
         return [pair.to(device) for pair in found]
-    return trained(dataset, where, size, device, seen=seen)
+    return trained(dataset, where, size, device, epochs=epochs)
 
 
-def trained(dataset: Dataset, where: Learned, size: Size, device: torch.device, *, seen: int = 0) -> list[Autoencoder]:
+def trained(
+    dataset: Dataset, where: Learned, size: Size, device: torch.device, *, epochs: int = 0
+) -> list[Autoencoder]:
     """The same, from the store, or trained now."""
     count = _images(dataset, size)
-    recipes = _recipes(dataset, where, size, device, seen)
+    recipes = _recipes(dataset, where, size, device, epochs)
     shape = training_images(dataset, 1, device)[0].shape
     generators = [torch.Generator().manual_seed(member) for member in range(len(recipes))]
     fresh: list[nn.Module] = [
@@ -101,7 +104,7 @@ def trained(dataset: Dataset, where: Learned, size: Size, device: torch.device, 
             )
         )  # fmt: skip
 
-    found = store.trained(_keys(dataset, where, size, device, seen), fresh, train)
+    found = store.trained(_keys(dataset, where, size, device, epochs), fresh, train)
     return [_autoencoder(pair) for pair in found]
 
 
@@ -157,13 +160,13 @@ def _images(dataset: Dataset, size: Size) -> int:
     return FONTS_ROWS if dataset in FONTS and size == "small" else train_size(dataset)
 
 
-def _recipes(dataset: Dataset, where: Learned, size: Size, device: torch.device, seen: int = 0) -> list[Recipe]:
-    """How each member is trained: the paper's way, or a short one for small manifolds and for a number of images."""
-    if size == "paper" and not seen:
+def _recipes(dataset: Dataset, where: Learned, size: Size, device: torch.device, epochs: int = 0) -> list[Recipe]:
+    """How each member is trained: as in the released code, or for fewer epochs, with a rate that falls as far."""
+    if size == "paper" and not epochs:
         schedule: dict[str, Any] = {"epochs": EPOCHS.get(dataset, EPOCHS_OTHER)}
     else:
-        epochs = max(round((seen or SEEN[where]) / _images(dataset, size)), 1)
-        schedule = {"epochs": epochs, "decay": round(LAST ** (1 / epochs), 4)}
+        count = epochs or max(round(SEEN[where] / _images(dataset, size)), 1)
+        schedule = {"epochs": count, "decay": round(LAST ** (1 / count), 4)}
     precision = "bfloat16" if bfloat16_is_fast(device) else "float32"
     whole = Recipe(size=size, precision=precision, beta=BETA_OTHER, **schedule)
     if where == "data":
@@ -174,7 +177,7 @@ def _recipes(dataset: Dataset, where: Learned, size: Size, device: torch.device,
     return [whole.model_copy(update={"beta": beta}) for beta in betas]
 
 
-def _keys(dataset: Dataset, where: Learned, size: Size, device: torch.device, seen: int = 0) -> list[dict[str, Any]]:
+def _keys(dataset: Dataset, where: Learned, size: Size, device: torch.device, epochs: int = 0) -> list[dict[str, Any]]:
     """What decides each member, for the store."""
     return [
         {
@@ -186,5 +189,5 @@ def _keys(dataset: Dataset, where: Learned, size: Size, device: torch.device, se
             "device": device.type,
             **recipe.model_dump(),
         }
-        for member, recipe in enumerate(_recipes(dataset, where, size, device, seen))
+        for member, recipe in enumerate(_recipes(dataset, where, size, device, epochs))
     ]

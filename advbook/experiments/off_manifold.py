@@ -73,6 +73,10 @@ class OffManifold(Parameters):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         size = train_size(self.dataset)
+        if self.dataset == "fonts" and self.manifold != "small":
+            raise ValueError(
+                f"Parameter MANIFOLD = {self.manifold!r} is not allowed: the manifold of fonts is known, not learned."
+            )
         if self.n > size:
             raise ValueError(f"Parameter N = {self.n} is not allowed: {self.dataset} has {size:,} training images.")
         if self.neighbours > self.n:

@@ -1,8 +1,9 @@
 """Chapter 02: adversarial examples on the manifold, what random moves of the same size do, and what a judge says.
 
 On FONTS the attacks move theta on the true manifold; font and letter stay. On real images they move the code z on the
-manifold learned of the image's class, and, as a control, on one learned of all classes together. To learn which code an
-attack found, codes take the place of images: the decoder is the first layer of what is attacked.
+manifold learned of the image's class, as a control on one learned of all classes together, and the parameters of a
+transformation of the image itself. To learn which code an attack found, codes take the place of images: the decoder is
+the first layer of what is attacked.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ EXIST, BEYOND_RANDOM, KEPT = 0.10, 2.0, 0.95
 
 
 class OnManifold(Parameters):
-    """One point of chapter 02: N images of FONTS, its seeds inside."""
+    """One point of chapter 02: a data set and N, its seeds inside."""
 
     experiment: ClassVar[str] = "02_on_manifold_existence"
     version: ClassVar[int] = 1
@@ -83,6 +84,10 @@ class OnManifold(Parameters):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         size = train_size(self.dataset)
+        if self.dataset == "fonts" and self.manifold != "small":
+            raise ValueError(
+                f"Parameter MANIFOLD = {self.manifold!r} is not allowed: the manifold of fonts is known, not learned."
+            )
         for name in ("n", "judge_n"):
             if getattr(self, name) > size and (name == "n" or self.dataset != "fonts"):
                 raise ValueError(
@@ -96,13 +101,15 @@ class OnManifold(Parameters):
         return load(self.dataset, self.n, self.subset, self.images, self.torch_device())
 
     def networks(self, setting: Setting) -> list[nn.Sequential]:
-        """The trained network of every seed: those of chapter 01."""
+        """The trained network of every seed: those of chapter 01 where N is the same."""
         data = (self.dataset, self.subset, self.n)
         return classifiers(setting, data, schedule=Schedule(epochs=self.epochs), seeds=self.seeds)
 
     def larger(self) -> dict[str, Any]:
-        """Twice the training images, as far as there are so many."""
-        return {"N": min(2 * self.n, train_size(self.dataset))}
+        """Twice the training images, or, if there are not so many, twice the networks."""
+        if 2 * self.n <= train_size(self.dataset):
+            return {"N": 2 * self.n}
+        return {"SEEDS": 2 * self.seeds}
 
     def check_data(self) -> None:
         """Raise MissingData or DamagedData, in one sentence, if the data set is not there."""
@@ -440,7 +447,7 @@ def _pictures(
     found: Mapping[tuple[str, str], Found],
     right: Mapping[tuple[str, str], Tensor],
 ) -> list[dict[str, Any]]:
-    """Some examples of the strong attack on learned manifolds, those that the judge disputes first: pictures in rows,
+    """Some examples of the strong attack on real images, those that the judge disputes first: pictures in rows,
     so that they are published with them. No faces.
     """
     rows: list[dict[str, Any]] = []

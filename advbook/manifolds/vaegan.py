@@ -33,7 +33,7 @@ class Widths(NamedTuple):
 
 
 Size = Literal["small", "paper"]
-# paper: 1.5 million parameters a decoder. small: a hundred thousand, for pages, laptops and tests.
+# paper: the released code's, 1.5 million parameters a decoder. small: a hundred thousand, for pages, laptops and tests.
 WIDTHS: dict[Size, Widths] = {
     "small": Widths((8, 16, 32), (64, 32, 16), (16, 32, 64)),
     "paper": Widths((64, 128, 256), (256, 128, 64), (64, 128, 256)),
@@ -41,7 +41,7 @@ WIDTHS: dict[Size, Widths] = {
 
 
 class Recipe(BaseModel):
-    """How a VAE-GAN is trained; the defaults are the paper's for Fashion-MNIST, except for the number of epochs.
+    """How a VAE-GAN is trained; the defaults are the released code's for Fashion-MNIST, except for the epochs.
 
     Three Adams with rate lr * decay^(epochs done) each; beta and gamma weigh the reconstruction and the discriminator.
     precision: of the networks' products; bfloat16 takes two thirds of the time where the device is fast at it.
