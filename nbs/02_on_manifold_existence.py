@@ -39,7 +39,7 @@ N: int = 2500  # training images
 SUBSET: str = "first"  # "first": the first N training rows, as in the paper; "random": random ones
 SEEDS: int = 3  # networks, which differ in initialization and batch order
 EPOCHS: int = 20  # epochs of training
-IMAGES: int = 200  # attacked test images
+IMAGES: int = 100  # attacked test images
 EPS: float = 0.3  # budget of the regular attack, L-inf
 ETA: float = 0.3  # budget of the on-manifold attack, L-inf on theta or z
 ETA_RANGE: float = 0.1  # FONTS: the same in range units, a share of each latent's range
@@ -47,7 +47,7 @@ STEPS: int = 40  # gradient steps of the paper's attacks
 RESTARTS: int = 2  # restarts of an attack
 STRONG_STEPS: int = 40  # steps of the strong attack, for each of its two objectives
 JUDGED: int = 25  # FONTS: images whose examples the judge reads who is told nothing
-JUDGE_N: int = 20000  # real images: training images of the independent judge
+JUDGE_N: int = 5000  # real images: training images of the independent judge
 DEVICE: str = "auto"  # "auto" takes a GPU if there is one; or cpu, cuda, cuda:1
 PROFILE: str = "own"  # a name for this run, printed at the end of the page
 

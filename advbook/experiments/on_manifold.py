@@ -67,7 +67,7 @@ class OnManifold(Parameters):
     subset: Subset = Field("first", description="the first N training rows, or random ones")
     seeds: int = Field(3, ge=1, le=100, description="networks; they differ in initialization and batch order")
     epochs: int = Field(20, ge=1, le=1000, description="epochs of training")
-    images: int = Field(200, ge=10, le=8_000, description="attacked test images, the first of the test set")
+    images: int = Field(100, ge=10, le=8_000, description="attacked test images, the first of the test set")
     eps: float = Field(0.3, ge=0, le=1, description="budget of the regular attack, L-inf")
     eta: float = Field(0.3, ge=0, le=float(np.pi), description="budget of the on-manifold attack, L-inf on theta or z")
     eta_range: float = Field(
@@ -79,7 +79,7 @@ class OnManifold(Parameters):
     judged: int = Field(
         25, ge=1, le=1_000, description="FONTS: images whose examples the judge reads who is told nothing"
     )
-    judge_n: int = Field(20_000, ge=100, description="real images: training images of the independent judge")
+    judge_n: int = Field(5_000, ge=100, description="real images: training images of the independent judge")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
