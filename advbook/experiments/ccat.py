@@ -16,6 +16,7 @@ from advbook.attacks.distal import distal, noise
 from advbook.confidence import Answers, Counts
 from advbook.experiments import Axis, Parameters, Result
 from advbook.experiments.defences import Attacked, Defence, defended
+from advbook.experiments.grid import drawn
 from advbook.experiments.judged import TPR, Attempt, Judge, block_list, counted, number, to_numpy
 from advbook.experiments.setting import COLOUR, Dataset, Setting, Subset, check_data, load, room, train_size
 from advbook.experiments.threats import (
@@ -266,30 +267,6 @@ class CCAT(Parameters):
 
 
 # --- verdicts -------------------------------------------------------------------------------------------------------
-
-
-def drawn(rows: pd.DataFrame, *wanted: Mapping[str, Any]) -> list[np.ndarray]:
-    """Rates over seeds and images with their bootstrap resamples, [1 + R] each, all drawn together.
-
-    wanted: for each rate the columns and values that its rows have: recipe, what, threat, attack, tpr, t, radius. NaN
-    throughout for a rate whose rows are not there.
-    """
-    tables: list[tuple[np.ndarray, np.ndarray] | None] = []
-    for conditions in wanted:
-        own = rows
-        for name, value in conditions.items():
-            own = own[own[name] == value] if name in own else own[:0]
-        own = own.sort_values("seed") if len(own) else own
-        names = ("hits_average", "counted") if len(own) else ()
-        parts = [np.array(own[name].tolist(), dtype=float) for name in names]
-        tables.append((parts[0], parts[1]) if parts else None)
-    there = [table for table in tables if table is not None]
-    if not there:
-        return [np.full(1001, np.nan) for _ in tables]
-    hits, counts = (np.stack([table[part] for table in there]) for part in (0, 1))
-    (found,) = metrics.resampled_rates((hits, counts))
-    left = iter(found)
-    return [np.full(found.shape[1], np.nan) if table is None else next(left) for table in tables]
 
 
 def _robust(recipe: str, threat: str, attack: str = "strong") -> dict[str, Any]:

@@ -294,3 +294,27 @@ def of(rates: Rates, index: int, network: str, recipe: str) -> dict[int, np.ndar
     points = rates.points
     chosen = points[(points.network == network) & (points.recipe == recipe)]
     return {int(n): rates.draws[index][place] for place, n in zip(chosen.index, chosen.n, strict=True)}
+
+
+def drawn(rows: pd.DataFrame, *wanted: Mapping[str, Any]) -> list[np.ndarray]:
+    """Rates over seeds and images with their bootstrap resamples, [1 + R] each, all drawn together.
+
+    wanted: for each rate the columns and values that its rows have (recipe, what, threat, ...). NaN throughout for a
+    rate whose rows are not there.
+    """
+    tables: list[tuple[np.ndarray, np.ndarray] | None] = []
+    for conditions in wanted:
+        own = rows
+        for name, value in conditions.items():
+            own = own[own[name] == value] if name in own else own[:0]
+        own = own.sort_values("seed") if len(own) else own
+        names = ("hits_average", "counted") if len(own) else ()
+        parts = [np.array(own[name].tolist(), dtype=float) for name in names]
+        tables.append((parts[0], parts[1]) if parts else None)
+    there = [table for table in tables if table is not None]
+    if not there:
+        return [np.full(1001, np.nan) for _ in tables]
+    hits, counts = (np.stack([table[part] for table in there]) for part in (0, 1))
+    (found,) = metrics.resampled_rates((hits, counts))
+    left = iter(found)
+    return [np.full(found.shape[1], np.nan) if table is None else next(left) for table in tables]

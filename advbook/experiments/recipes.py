@@ -163,11 +163,13 @@ def trained(
     counts: Mapping[str, Any],
     train: Callable[[Stack, list[torch.Generator], str], Stack],
     label: str,
+    keep: bool = True,
 ) -> list[nn.Sequential]:
     """The networks of seeds 0, 1, ... that a training gives, batch norm folded; from the store where they are.
 
     name, counts: what the training is called, and what decides its result beside network, schedule and data. train:
-    (fleet, a generator a member, text of the progress bar) -> the fleet, trained.
+    (fleet, a generator a member, text of the progress bar) -> the fleet, trained. keep=False: the store is left alone,
+    and all are trained, for who wants to watch.
     """
     device, (colours, *sides) = setting.x.device, setting.x.shape[1:]
     side = sides[0] if sides[0] == sides[1] else (sides[0], sides[1])
@@ -194,7 +196,8 @@ def trained(
         text = f"{label}, networks {', '.join(map(str, missing))}"
         return train(Stack([fresh[i] for i in missing]), [generators[i] for i in missing], text).unstack()
 
-    return [networks.folded(cast(nn.Sequential, one)) for one in store.trained(recipes, fresh, train_missing)]
+    found = store.trained(recipes, fresh, train_missing) if keep else train_missing(list(range(seeds)))
+    return [networks.folded(cast(nn.Sequential, one.eval())) for one in found]
 
 
 def _what_counts(recipe: Recipe, budgets: Budgets, adversary: Adversary, setting: Setting) -> dict[str, Any]:
