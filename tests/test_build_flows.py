@@ -58,9 +58,11 @@ def test_the_file_goes_where_the_package_reads_it(tmp_path, tiny, monkeypatch):
     monkeypatch.setattr(build_flows, "ROOT", tmp_path)
     (tmp_path / "advbook/data").mkdir(parents=True)
     build_flows.main(["fonts_easy"])
-    assert [path.name for path in (tmp_path / "advbook/data").iterdir()] == ["fonts_flow.safetensors"]
+    assert [path.name for path in (tmp_path / "advbook/data").iterdir()] == ["fonts_easy_flow.safetensors"]
     monkeypatch.setattr(flows, "files", lambda name: tmp_path / name)
-    assert torch.equal(flows.fitted("fonts_easy", build_flows.DEVICE).scales[0][0].shift, tiny[0].scales[0][0].shift.half())
+    assert torch.equal(
+        flows.fitted("fonts_easy", build_flows.DEVICE).scales[0][0].shift, tiny[0].scales[0][0].shift.half()
+    )
 
 
 @pytest.mark.parametrize("error", [OSError, ValueError])

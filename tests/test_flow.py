@@ -469,7 +469,9 @@ def test_training_without_images_is_refused():
 @pytest.mark.parametrize(("steps", "lr"), [(101, 1e12), (5, 1e12), (2, 1e30)])
 def test_training_that_diverges_says_so_however_short_it_is(steps, lr):
     recipe = TINY.model_copy(update={"steps": steps, "lr": lr, "clip": 1e12, "batch": 4})
-    with pytest.raises(FloatingPointError, match=r"^Training diverged by step \d+: its loss or a weight is not finite\.$"):
+    with pytest.raises(
+        FloatingPointError, match=r"^Training diverged by step \d+: its loss or a weight is not finite\.$"
+    ):
         train(recipe.build((1, 4, 4), seeded()), smooth(40, (1, 4, 4)), recipe, generator=seeded())
 
 

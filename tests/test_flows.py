@@ -47,7 +47,7 @@ def planted(monkeypatch):
 
 def used(dataset="mnist", seed=0):
     """A flow of a data set whose steps are not the identity."""
-    recipe, shape, random = flows._recipe(dataset, CPU, 0), flows._shape(dataset), seeded(seed)
+    recipe, shape, random = flows._recipe(dataset, CPU, "small", 0), flows._shape(dataset), seeded(seed)
     model = recipe.build(shape, random)
     for value in model.parameters():
         value.data += 0.02 * torch.randn(value.shape, generator=random)
@@ -64,7 +64,7 @@ def weights(model: Flow):
 
 @pytest.mark.parametrize("dataset", EVERY)
 def test_there_is_a_flow_for_the_images_of_every_data_set(dataset):
-    recipe, shape = flows._recipe(dataset, CPU, 0), flows._shape(dataset)
+    recipe, shape = flows._recipe(dataset, CPU, "small", 0), flows._shape(dataset)
     model = recipe.build(shape, seeded())
     assert model.shape == shape
     x = torch.rand(2, *shape, generator=seeded(1))
@@ -77,8 +77,20 @@ def test_only_the_steps_asked_for_and_the_precision_differ_from_the_recipe(monke
     for dataset, recipe in (("mnist", flows.GREY), ("cifar10", flows.COLOURED)):
         for fast, precision in ((True, "bfloat16"), (False, "float32")):
             monkeypatch.setattr(flows, "bfloat16_is_fast", lambda device, fast=fast: fast)
-            assert flows._recipe(dataset, CPU, 0) == recipe.model_copy(update={"precision": precision})
-            assert flows._recipe(dataset, CPU, 7).steps == 7
+            assert flows._recipe(dataset, CPU, "small", 0) == recipe.model_copy(update={"precision": precision})
+            assert flows._recipe(dataset, CPU, "small", 7).steps == 7
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
+def test_a_large_flow_is_deeper_and_wider_and_never_the_file_that_ships(dataset):
+    small, large = (flows._recipe(dataset, CPU, size, 0) for size in ("small", "large"))
+    assert len(large.depths) == len(small.depths)
+    assert min(large.depths) > max(small.depths)
+    assert large.width > small.width
+    assert identity("fashion_mnist", CPU, size="large") != identity("fashion_mnist", CPU)
+    assert identity("fashion_mnist", CPU, size="large") == flows.store.fingerprint(
+        flows._key("fashion_mnist", CPU, flows._recipe("fashion_mnist", CPU, "large", 0))
+    )
 
 
 # --- packing --------------------------------------------------------------------------------------------------------
@@ -127,13 +139,13 @@ def test_a_flow_is_trained_once_and_then_read(home, tiny, planted, monkeypatch):
         assert not model.training
         assert not any(value.requires_grad for value in model.parameters())
     (kept,) = (home / "models").glob("*.safetensors")
-    assert kept.stem == flows.store.fingerprint(flows._key("mnist", CPU, flows._recipe("mnist", CPU, 0)))
+    assert kept.stem == flows.store.fingerprint(flows._key("mnist", CPU, flows._recipe("mnist", CPU, "small", 0)))
 
 
 def test_what_is_trained_is_the_recipe_on_the_images_of_the_data_set(home, tiny, planted):
     found = trained("fonts", CPU)
     assert planted == [("fonts", flows.ROWS)]
-    recipe, generator = flows._recipe("fonts", CPU, 0), seeded(0)
+    recipe, generator = flows._recipe("fonts", CPU, "small", 0), seeded(0)
     fresh = recipe.build((1, 28, 28), generator)
     x = torch.rand(MANY, 1, 28, 28, generator=seeded(1))
     expected = flow.train(fresh, x, recipe, generator=generator)
