@@ -26,7 +26,7 @@ WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 
 
 class Parity(NamedTuple):
-    """The largest absolute differences between JS and torch."""
+    """The largest absolute differences between JS and torch; where there is a flow, its bits count as logits."""
 
     image: float
     logits: float
@@ -66,6 +66,9 @@ def parity(state: dict[str, Any], *, count: int = 50, seed: int = 0) -> Parity:
 
 def _classifiers(state: dict[str, Any]) -> list[dict[str, Any]]:
     """Every packed classifier of a figure, as a state where it is called n."""
+    if "encoder" in state:  # a flow gives likelihoods of the same images
+        networks = _classifiers({name: value for name, value in state.items() if name != "encoder"})
+        return [*networks, {"n": state["encoder"], "n_weights": state["flow_weights"]}]
     if "classifiers" in state:
         return [{"n": layers, "n_weights": state["classifiers_weights"]} for layers in state["classifiers"]]
     return [{"n": state["classifier"], "n_weights": state["classifier_weights"]}]
@@ -73,6 +76,8 @@ def _classifiers(state: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _maker(state: dict[str, Any]) -> Callable[..., tuple[Tensor, Tensor]]:
     """What makes a figure's images by torch and by JS."""
+    if "encoder" in state:
+        return _joint
     if "decoders" in state:
         return _learned
     if "path" in state:
@@ -139,11 +144,74 @@ def _fonts(z: Tensor, layer: dict[str, Any], tensors: dict[str, Tensor]) -> Tens
     return F.grid_sample(prototype, grid, padding_mode="zeros", align_corners=True).clamp(0, 1)
 
 
+class Coded(NamedTuple):
+    """What goes through a flow: numbers, flat, [B, D], and log |det| of the Jacobian so far, [B]."""
+
+    numbers: Tensor
+    log_det: Tensor | float = 0.0
+
+
+def _on_last(x: Any, layer: dict[str, Any], change: Callable[[Tensor], tuple[Tensor, Any]]) -> Coded:
+    """A layer of a flow on the last of the numbers, in the layer's shape."""
+    flat, log_det = x if isinstance(x, Coded) else Coded(x)
+    before, last = flat.split([flat.shape[1] - math.prod(layer["shape"]), math.prod(layer["shape"])], 1)
+    changed, more = change(last.unflatten(1, layer["shape"]))
+    return Coded(torch.cat([before, changed.flatten(1)], 1), log_det + more)
+
+
+def _logit(x: Any, layer: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
+    margin, levels = layer["margin"], layer["levels"]
+    if layer["inverse"]:
+        s = (x.numbers.sigmoid() - margin) / (1 - 2 * margin)
+        return ((s * levels - 0.5) / (levels - 1)).clamp(0, 1)
+    x = x.flatten(1).double().requires_grad_()
+    logits = torch.logit(margin + (1 - 2 * margin) * ((levels - 1) * x + 0.5) / levels)
+    (slope,) = torch.autograd.grad(logits.sum(), x)
+    return Coded(logits.detach().float(), slope.log().sum(1))
+
+
+def _squeeze(x: Any, layer: dict[str, Any], tensors: dict[str, Tensor]) -> Coded:
+    if not layer["inverse"]:
+        return _on_last(x, layer, lambda h: (F.pixel_unshuffle(h, 2), 0.0))
+    channels, height, width = layer["shape"]
+    folded = {**layer, "shape": [4 * channels, height // 2, width // 2]}
+    return _on_last(x, folded, lambda h: (F.pixel_shuffle(h, 2), 0.0))
+
+
+def _mix(x: Any, layer: dict[str, Any], tensors: dict[str, Tensor]) -> Coded:
+    area = math.prod(layer["shape"][1:])
+    log_det = area * torch.linalg.slogdet(tensors["weight"][:, :, 0, 0].double())[1]
+    return _on_last(x, layer, lambda h: (F.conv2d(h, tensors["weight"], tensors["bias"]), log_det))
+
+
+def _coupling(x: Any, layer: dict[str, Any], tensors: dict[str, Tensor]) -> Coded:
+    def change(h: Tensor) -> tuple[Tensor, Tensor]:
+        kept, moved = h[:, : layer["kept"]], h[:, layer["kept"] :]
+        hidden = F.conv2d(kept, tensors["weight_1"], tensors["bias_1"], padding=1).relu()
+        hidden = F.conv2d(hidden, tensors["weight_2"], tensors["bias_2"]).relu()
+        shift, raw = F.conv2d(hidden, tensors["weight_3"], tensors["bias_3"], padding=1).chunk(2, 1)
+        scale = (layer["reach"] * raw.tanh()).exp()
+        made = (moved - shift) / scale if layer["inverse"] else moved * scale + shift
+        return torch.cat([kept, made], 1), scale.log().flatten(1).sum(1) * (-1 if layer["inverse"] else 1)
+
+    return _on_last(x, layer, change)
+
+
+def _bits_per_dim(x: Coded, layer: dict[str, Any], tensors: dict[str, Tensor]) -> Tensor:
+    log_likelihood = torch.distributions.Normal(0.0, 1.0).log_prob(x.numbers.double()).sum(1) + x.log_det
+    return (math.log(layer["levels"] - 1) - log_likelihood / x.numbers.shape[1])[:, None] / math.log(2)
+
+
 _LAYERS: dict[str, Any] = {
+    "bits_per_dim": _bits_per_dim,
     "conv2d": _conv2d,
     "conv_transpose2d": _conv_transpose2d,
+    "coupling": _coupling,
     "flatten": lambda x, layer, tensors: x.flatten(1),
     "fonts": _fonts,
+    "logit": _logit,
+    "mix": _mix,
+    "squeeze": _squeeze,
     "linear": lambda x, layer, tensors: F.linear(x, tensors["weight"], tensors["bias"]),
     "relu": lambda x, layer, tensors: F.relu(x),
     "sigmoid": lambda x, layer, tensors: torch.sigmoid(x),
@@ -155,10 +223,10 @@ _LAYERS: dict[str, Any] = {
 def _tensor(reference: dict[str, Any], weights: bytes) -> Tensor:
     if reference["dtype"] == "int8":
         return _from_levels(reference, weights)
-    dtype = {"float32": "<f4", "uint8": "u1"}[reference["dtype"]]
+    dtype = {"float32": "<f4", "float16": "<f2", "uint8": "u1"}[reference["dtype"]]
     count = math.prod(reference["shape"])
-    flat = np.frombuffer(weights, dtype, count, reference["offset"])
-    return torch.from_numpy(flat.reshape(reference["shape"]).copy())
+    flat = torch.from_numpy(np.frombuffer(weights, dtype, count, reference["offset"]).copy()).view(reference["shape"])
+    return flat.float() if reference["dtype"] == "float16" else flat
 
 
 def _from_levels(reference: dict[str, Any], weights: bytes) -> Tensor:
@@ -268,6 +336,25 @@ def _learned(state: dict[str, Any], count: int, generator: torch.Generator) -> t
     images = torch.cat([run_torch(layers, weights, its) for layers, its in zip(used, z, strict=True)])
     jobs = [net_job({"n": layers, "n_weights": weights}, "n", its) for layers, its in zip(used, z, strict=True)]
     return images, torch.cat(run_js(state["_esm"], jobs))
+
+
+def _joint(state: dict[str, Any], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """`count` joint examples at random a and b, and as many places along directions: images [B, C, H, W]."""
+    shape, length = state["image_shape"], math.prod(state["image_shape"])
+    types = {"codes": "<f4", "zetas": "i1", "deltas": "i1", "mean": "<f2", "directions": "<f2"}
+    codes, zetas, deltas, mean, directions = (
+        torch.from_numpy(np.frombuffer(bytes(state[k]), t).astype("f4")).view(-1, length) for k, t in types.items()
+    )
+    every, way = torch.arange(count) % len(zetas), torch.arange(count) % len(directions)  # zetas: [N E, D]
+    a, b, u = torch.rand(3, count, 1, generator=generator)
+    attacked = codes[every % len(codes)] + 2 * a * zetas[every] * (state["eta"] / 127)
+    z = torch.cat([attacked, mean + (6 * u - 3) * directions[way]])
+    pixels = 2 * b * deltas[every] * (state["eps"] / 127)
+    delta = torch.cat([pixels, torch.zeros_like(pixels)]).view(-1, *shape)
+    made = run_torch(state["decoder"], state["flow_weights"], z)
+    (shown,) = run_js(state["_esm"], [net_job({"n": state["decoder"], "n_weights": state["flow_weights"]}, "n", z)])
+    order = torch.randperm(len(z), generator=generator)  # since each network is shown a part of them
+    return (made + delta).clamp(0, 1)[order], (shown + delta).clamp(0, 1)[order]
 
 
 def _stacked(outcome: list[dict[str, Any]]) -> Tensor:

@@ -5,6 +5,7 @@ two with its controls. JS and torch agree to 1e-4; tests/parity.py holds every f
 """
 
 from advbook.sliders.direction import AttackDirection
+from advbook.sliders.joint import JointSlider
 from advbook.sliders.latent import LatentSlider
 from advbook.sliders.learned import LearnedSlider
 from advbook.sliders.mixture import MixtureFigure
@@ -15,6 +16,7 @@ from advbook.sliders.walk import OffManifoldWalk
 
 __all__ = [
     "AttackDirection",
+    "JointSlider",
     "LatentSlider",
     "LearnedSlider",
     "MixtureFigure",

@@ -23,8 +23,8 @@ class Control(TypedDict, total=False):
     """One slider or selector, as dom.js draws it: a trait's name, its label and its start value.
 
     A slider has `min`, `max`, `step`, `digits` and `unit` as the reader sees them, and `per`: how many of the
-    reader's units are one unit of the trait. A selector has `options`; its trait counts them from 0. A control that
-    is `wide` has a line of its own.
+    reader's units are one unit of the trait; `mark` is where a tick with its value stands. A selector has `options`;
+    its trait counts them from 0. A control that is `wide` has a line of its own.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Control(TypedDict, total=False):
     per: float
     unit: str
     digits: int
+    mark: float
     options: list[str]
     wide: bool
 
@@ -62,6 +63,22 @@ def slider(name: str, label: str, low: float, high: float, start: float, *, degr
 def selector(name: str, label: str, options: list[str]) -> Control:
     """A selector that starts with its first option."""
     return Control(name=name, label=label, start=0, options=options)
+
+
+def path_steps(last: int) -> Control:
+    """A slider over the steps 0 to `last` of an attack's path, on a line of its own."""
+    return Control(
+        name="step",
+        label="step of the attack's path",
+        start=0,
+        min=0,
+        max=last,
+        step=1,
+        per=1,
+        unit=f" of {last}",
+        digits=0,
+        wide=True,
+    )
 
 
 def script(name: str) -> str:

@@ -21,24 +21,29 @@ function fill(element, attributes, children) {
   return element;
 }
 
+/** An image of bytes as numbers in [0, 1]. */
+function unit({ shape, data }) {
+  return { shape, data: Float32Array.from(data, (v) => v / 255) };
+}
+
 const percent = (p) => `${(100 * p).toFixed(1)} %`;
 
 /**
- * Mounts a figure: a card with `views`, one control for each entry of the trait `controls`, more views `below`, and a
- * Reset button.
+ * Mounts a figure: a card with `views`, a control for each entry of the trait `controls` (or for those given: a figure
+ * may have several cards), more views `below`, and a Reset button.
  * `draw(values, again)` paints the views for the values of the controls and returns a sentence for the screen reader;
  * with work left over for another frame it calls `again`.
  * Every trait is followed both ways: a move sets it, and setting it (in Python, too) moves the figure.
  * `follow(name)` says what else a move of the control `name` sets: values by name.
  */
-function mount(model, el, { name, views, below = [], note, draw, follow = () => ({}) }) {
+function mount(model, el, { name, views, below = [], note, draw, follow = () => ({}), shown = model.get("controls") }) {
   const id = `advbook-${Math.random().toString(36).slice(2)}`;
   const move = (trait, value) => {
     model.set(trait, value);
     Object.entries(follow(trait)).forEach(([other, its]) => model.set(other, its));
     model.save_changes();
   };
-  const controls = model.get("controls").map((control) => makeControl(model, control, `${id}-${control.name}`, move));
+  const controls = shown.map((control) => makeControl(model, control, `${id}-${control.name}`, move));
   const spoken = h("output", { class: "advbook-spoken", "aria-live": "polite" });
   const reset = h("button", { type: "button", class: "advbook-reset", "data-lm-suppress-shortcuts": "true" }, "Reset");
   const rows = h("div", { class: "advbook-controls" }, ...controls.map((control) => control.element));
@@ -91,8 +96,11 @@ function makeControl(model, control, id, move) {
   return { ...control, ...made };
 }
 
-/** A labelled slider in the reader's units: `per` of them are one unit of the trait (180 / pi for an angle). */
-function makeRange({ label, min, max, step, unit, per, digits }, id, get, set) {
+/**
+ * A labelled slider in the reader's units: `per` of them are one unit of the trait (180 / pi for an angle). A `mark` is
+ * a tick with its value under the track.
+ */
+function makeRange({ label, min, max, step, unit, per, digits, mark }, id, get, set) {
   const input = h("input", { id, type: "range", min, max, step, "data-lm-suppress-shortcuts": "true" });
   const value = h("span", { class: "advbook-value", "aria-hidden": "true" });
   input.addEventListener("input", () => set(input.valueAsNumber / per));
@@ -105,7 +113,14 @@ function makeRange({ label, min, max, step, unit, per, digits }, id, get, set) {
     input.setAttribute("aria-valuetext", text);
   };
   const head = h("div", { class: "advbook-head" }, h("label", { for: id }, label), value);
-  return { element: h("div", { class: "advbook-control" }, head, input), show };
+  const element = h("div", { class: "advbook-control" }, head, input);
+  if (mark !== undefined) {
+    // The middle of the thumb, 16 px wide, runs from 8 px to 8 px before the end.
+    const share = (mark - min) / (max - min);
+    const style = `left: calc(${8 - 16 * share}px + ${100 * share}%)`;
+    element.append(h("div", { class: "advbook-marks", "aria-hidden": "true" }, h("span", { style }, `${mark}${unit}`)));
+  }
+  return { element, show };
 }
 
 function makeSelect({ label, options }, id, get, set) {
@@ -118,17 +133,21 @@ function makeSelect({ label, options }, id, get, set) {
 }
 
 /**
- * A picture with a caption: `show(image)` takes a tensor [1, H, W] in [0, 1], `say` words for the ear and a caption,
- * `paint` does both.
+ * A picture with a caption: `show(image)` takes a tensor [1, H, W] or [3, H, W] in [0, 1], `say` words for the ear and a
+ * caption, `paint` does both.
  */
 function makePicture() {
   const canvas = h("canvas", { role: "img" });
   const caption = h("figcaption");
-  const show = ({ data, shape: [, height, width] }) => {
+  const show = ({ data, shape: [channels, height, width] }) => {
     canvas.width = width;
     canvas.height = height;
     const pixels = new ImageData(width, height);
-    for (let i = 0; i < data.length; i++) pixels.data.fill(255 * data[i], 4 * i, 4 * i + 3).fill(255, 4 * i + 3, 4 * i + 4);
+    const area = height * width;
+    for (let i = 0; i < area; i++) {
+      for (let k = 0; k < 3; k++) pixels.data[4 * i + k] = 255 * data[(channels === 3 ? k : 0) * area + i];
+      pixels.data[4 * i + 3] = 255;
+    }
     canvas.getContext("2d").putImageData(pixels, 0, 0);
   };
   const say = (words, text) => {
@@ -144,7 +163,7 @@ function makePicture() {
 
 /**
  * The answer of a classifier, called `who`: its prediction in words, with more words behind, and one bar a class.
- * `paint` returns the words.
+ * `paint` returns the words; for an image without a true class, its label is null.
  */
 function makeAnswer(names, who = "The classifier") {
   const verdict = h("p", { class: "advbook-verdict", "aria-hidden": "true" });
@@ -159,18 +178,19 @@ function makeAnswer(names, who = "The classifier") {
   const list = h("div", { class: "advbook-bars" }, ...bars.map((bar) => bar.row));
   const paint = (probabilities, label, more = "") => {
     const best = argmax(probabilities);
+    const wrong = label !== null && best !== label;
     bars.forEach(({ row, fillBar, value }, i) => {
       fillBar.style.width = `${100 * probabilities[i]}%`;
       value.textContent = percent(probabilities[i]);
       row.setAttribute("aria-valuenow", (100 * probabilities[i]).toFixed(1));
       row.setAttribute("aria-valuetext", percent(probabilities[i]));
       row.classList.toggle("advbook-true", i === label);
-      row.classList.toggle("advbook-wrong", i === best && i !== label);
+      row.classList.toggle("advbook-wrong", i === best && wrong);
     });
-    const sentence = `${who} says ${names[best]}, with ${percent(probabilities[best])} confidence: `;
-    const outcome = best === label ? "right." : `wrong, this is ${names[label]}.`;
+    const sentence = `${who} says ${names[best]}, with ${percent(probabilities[best])} confidence`;
+    const outcome = label === null ? "." : wrong ? `: wrong, this is ${names[label]}.` : ": right.";
     verdict.textContent = sentence + outcome + more;
-    verdict.classList.toggle("advbook-wrong", best !== label);
+    verdict.classList.toggle("advbook-wrong", wrong);
     return verdict.textContent;
   };
   return { element: h("div", { class: "advbook-answer" }, verdict, list), paint };

@@ -4,6 +4,7 @@
 /** The numbers of a tensor: (ArrayBuffer, offset, shape) -> array. */
 const READERS = {
   float32: (buffer, offset, shape) => new Float32Array(buffer, offset, size(shape)),
+  float16: (buffer, offset, shape) => halves(new Uint16Array(buffer, offset, size(shape))),
   uint8: (buffer, offset, shape) => new Uint8Array(buffer, offset, size(shape)),
   // A scale for each output channel, then the levels.
   int8: (buffer, offset, shape) => {
@@ -16,6 +17,14 @@ const READERS = {
 };
 
 const size = (shape) => shape.reduce((product, n) => product * n, 1);
+
+/** Numbers of half precision, given by their bits: not every browser reads them by itself. */
+function halves(numbers) {
+  return Float32Array.from(numbers, (bits) => {
+    const [sign, exponent, fraction] = [bits >> 15 ? -1 : 1, (bits >> 10) & 31, (bits & 1023) / 1024];
+    return sign * (exponent ? 2 ** (exponent - 15) * (1 + fraction) : 2 ** -14 * fraction);
+  });
+}
 
 /** The function that packed layers describe: (layers, DataView or Uint8Array) -> (tensor -> tensor). */
 export function load(layers, bytes) {
@@ -51,7 +60,22 @@ export function softmax({ data, shape }) {
 }
 
 /** Every layer the interpreter knows: (tensor, parameters) -> tensor. */
-export const OPS = { conv2d, conv_transpose2d: convTranspose2d, flatten, fonts, linear, relu, sigmoid, softmax, unflatten };
+export const OPS = {
+  bits_per_dim: bitsPerDim,
+  conv2d,
+  conv_transpose2d: convTranspose2d,
+  coupling,
+  flatten,
+  fonts,
+  linear,
+  logit,
+  mix,
+  relu,
+  sigmoid,
+  softmax,
+  squeeze,
+  unflatten,
+};
 
 const clamp = (v) => Math.min(1, Math.max(0, v));
 
@@ -142,6 +166,83 @@ function convTranspose2d({ data, shape }, { weight, bias, stride, padding, outpu
     }
   }
   return { shape: [channels, rows, columns], data: out };
+}
+
+// The layers of a normalizing flow, advbook.manifolds.flow, each with its inverse. Between them all of the code lies flat,
+// what left first standing first: a layer with a `shape` works on the last numbers and leaves those before as they are.
+// Beside the numbers goes `logDet`, log |det| of the Jacobian so far.
+
+function onLast({ data, logDet }, shape, layer) {
+  const start = data.length - size(shape);
+  const made = layer({ shape, data: data.subarray(start) });
+  const all = Float32Array.from(data);
+  all.set(made.data, start);
+  return { shape: [all.length], data: all, logDet: logDet + (made.logDet ?? 0) };
+}
+
+/** Image values as logits, or back: then as an image, cut to [0, 1]. */
+function logit({ data }, { margin, levels, inverse }) {
+  const [width, steps] = [1 - 2 * margin, levels - 1];
+  if (inverse) {
+    const value = (v) => (((1 / (1 + Math.exp(-v)) - margin) / width) * levels - 0.5) / steps;
+    return { shape: [data.length], data: data.map((v) => clamp(value(v))) };
+  }
+  const shares = Float64Array.from(data, (v) => margin + (width * (v * steps + 0.5)) / levels);
+  const slope = (s) => Math.log((width * steps) / levels / (s * (1 - s)));
+  const logDet = shares.reduce((sum, s) => sum + slope(s), 0);
+  return { shape: [data.length], data: Float32Array.from(shares, (s) => Math.log(s / (1 - s))), logDet };
+}
+
+/** [C, H, W] -> [4 C, H / 2, W / 2]: every block of 2 x 2 pixels becomes channels; or back. */
+function squeeze(x, { shape, inverse }) {
+  const [channels, height, width] = shape;
+  return onLast(x, shape, ({ data }) => {
+    const out = new Float32Array(data.length);
+    for (let from = 0, k = 0; k < 4 * channels; k++) {
+      const first = ((k >> 2) * height + ((k >> 1) & 1)) * width + (k & 1);
+      for (let y = 0; y < height; y += 2) {
+        for (let x = 0; x < width; x += 2, from++) {
+          const to = first + y * width + x;
+          if (inverse) out[to] = data[from];
+          else out[from] = data[to];
+        }
+      }
+    }
+    return { data: out };
+  });
+}
+
+/** An invertible 1 x 1 convolution; `log_det` is that of its matrix. */
+function mix(x, { shape, weight, bias, log_det }) {
+  const [, height, width] = shape;
+  return onLast(x, shape, (part) => ({ ...conv2d(part, { weight, bias, stride: [1, 1], padding: [0, 0] }), logDet: height * width * log_det }));
+}
+
+/** The first `kept` channels say how the others are scaled, by at most e^reach, and shifted; or how that is undone. */
+function coupling(x, { shape, kept, reach, inverse, ...net }) {
+  const [, height, width] = shape;
+  const first = kept * height * width;
+  const layer = (part, i, edge) =>
+    conv2d(part, { weight: net[`weight_${i}`], bias: net[`bias_${i}`], stride: [1, 1], padding: [edge, edge] });
+  return onLast(x, shape, ({ data }) => {
+    const hidden = relu(layer({ shape: [kept, height, width], data: data.subarray(0, first) }, 1, 1));
+    const told = layer(relu(layer(hidden, 2, 0)), 3, 1).data; // all shifts, then what all scales come from
+    const moved = data.length - first;
+    const out = Float32Array.from(data);
+    let logDet = 0;
+    for (let i = 0; i < moved; i++) {
+      const logScale = reach * Math.tanh(told[moved + i]);
+      out[first + i] = inverse ? (data[first + i] - told[i]) * Math.exp(-logScale) : data[first + i] * Math.exp(logScale) + told[i];
+      logDet += inverse ? -logScale : logScale;
+    }
+    return { data: out, logDet };
+  });
+}
+
+/** A code, with what its image's logDet came to -> bits per dimension of the image. */
+function bitsPerDim({ data, logDet }, { levels }) {
+  const logNormal = data.reduce((sum, z) => sum - 0.5 * (z * z + Math.log(2 * Math.PI)), 0);
+  return { shape: [1], data: [(Math.log(levels - 1) - (logNormal + logDet) / data.length) / Math.LN2] };
 }
 
 /** Inner product of `length` numbers of a (from `start`) and b. Four sums at once: a frame takes half the time. */

@@ -135,9 +135,4 @@ export function distance(a, b) {
   return Math.sqrt(a.reduce((sum, v, i) => sum + (v - b[i]) ** 2, 0));
 }
 
-/** Bytes as numbers in [0, 1]. */
-function unit({ shape, data }) {
-  return { shape, data: Float32Array.from(data, (v) => v / 255) };
-}
-
 export default { render };

@@ -16,7 +16,7 @@ from traitlets import Bytes, Dict, Float, Int, List, observe, validate
 from advbook.experiments import learned
 from advbook.experiments.setting import classes
 from advbook.sliders import principal
-from advbook.sliders.base import ClassifierFigure, Control, answers, evaluated, script, selector, slider
+from advbook.sliders.base import ClassifierFigure, Control, answers, evaluated, path_steps, script, selector, slider
 from advbook.sliders.pack import pack, pack_together, rounded
 from advbook.sliders.still import draw
 
@@ -233,22 +233,7 @@ def _controls(names: Sequence[str], codes: NDArray[Any], paths: NDArray[Any] | N
         selector("example", "test image", [f"{i + 1} of {codes.shape[1]}" for i in range(codes.shape[1])]),
         *(slider(name, label, -REACH, REACH, value) for name, label, value in start),
     ]
-    if paths is None:
-        return controls
-    last = paths.shape[2] - 1
-    step = Control(
-        name="step",
-        label="step of the attack's path",
-        start=0,
-        min=0,
-        max=last,
-        step=1,
-        per=1,
-        unit=f" of {last}",
-        digits=0,
-        wide=True,
-    )
-    return [*controls, step]
+    return controls if paths is None else [*controls, path_steps(paths.shape[2] - 1)]
 
 
 def _note(shared: bool, count: int, attacked: bool) -> str:

@@ -3,20 +3,22 @@
 A layer is a dict: its `op`, its settings, and under `tensors` where each of its tensors lies in the bytes
 (dtype, offset in bytes, shape). Numbers are little-endian float32, pixels uint8, weights in 8 bits int8: a float32
 scale for each output channel, then the levels, which count it. For a new layer, register one function here and add
-one to OPS in interpreter.js.
+one to OPS in interpreter.js. A flow is packed once for both ways; its couplings' weights are float16.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Iterable, Sequence
 from functools import singledispatch
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from advbook.manifolds.flow import LEVELS, MARGIN, REACH, Coupling, Flow, Mix
 from advbook.networks import folded
 
 Layer = dict[str, Any]
@@ -69,6 +71,64 @@ def pack_fonts(prototypes: ArrayLike) -> tuple[list[Layer], bytes]:
     if pixels.dtype != np.uint8 or pixels.ndim != 4:
         raise ValueError(f"prototypes are {pixels.dtype} {list(pixels.shape)}; allowed: uint8 [F, K, H, W].")
     return _assemble([({"op": "fonts"}, {"prototypes": pixels})])
+
+
+def pack_flow(flow: Flow) -> tuple[list[Layer], list[Layer], bytes]:
+    """A flow as layers image -> [bits per dimension], layers z -> G(z) cut to [0, 1], and the bytes of both.
+
+    The couplings' weights have 16 bits, as in `halved`; all else has 32.
+    """
+    logit = {"op": "logit", "margin": MARGIN, "levels": LEVELS, "tensors": {}}
+    encoder: list[Layer] = [{**logit, "inverse": False}]
+    decoder: list[Layer] = [{"op": "unflatten", "shape": list(flow.shape), "tensors": {}}, {**logit, "inverse": True}]
+    buffer = b""
+    channels, height, width = flow.shape
+    for scale, (leaving, *_) in zip(flow.scales, flow.parts, strict=True):
+        fold: Layer = {"op": "squeeze", "shape": [channels, height, width], "tensors": {}}
+        encoder.append({**fold, "inverse": False})
+        decoder.append({**fold, "inverse": True})
+        channels, height, width = 4 * channels, height // 2, width // 2
+        for module in cast(Sequence[Mix | Coupling], scale):
+            layers, numbers = _packed_mix(module) if isinstance(module, Mix) else _packed_coupling(module)
+            forth, back = ({**_shifted(layer, len(buffer)), "shape": [channels, height, width]} for layer in layers)
+            encoder.append(forth)
+            decoder.append(back)
+            buffer += numbers
+        channels -= leaving  # what leaves stands first: the next scale works on the numbers behind it
+    return [*encoder, {"op": "bits_per_dim", "levels": LEVELS, "tensors": {}}], decoder[::-1], buffer
+
+
+@torch.no_grad()
+def halved(flow: Flow) -> Flow:
+    """The flow that `pack_flow` describes, for torch on a CPU: its couplings' weights have 16 bits."""
+    near = copy.deepcopy(flow).cpu().float().eval().requires_grad_(False)
+    for module in near.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.copy_(module.weight.half())
+    return near
+
+
+def _packed_mix(module: Mix) -> tuple[list[Layer], bytes]:
+    """Mix and its inverse, as ready matrices: W exp(s) (h + b) and its solution for h."""
+    matrix = module.rotation.detach().double().cpu() * module.log_scale.detach().double().cpu().exp()
+    shift = module.shift.detach().double().cpu()
+    log_det = float(torch.linalg.slogdet(matrix)[1])
+    both = [(matrix, matrix @ shift, log_det), (torch.linalg.inv(matrix), -shift, -log_det)]
+    return _assemble(
+        [
+            ({"op": "mix", "log_det": its}, {"weight": _float32(weight[:, :, None, None]), "bias": _float32(bias)})
+            for weight, bias, its in both
+        ]
+    )
+
+
+def _packed_coupling(module: Coupling) -> tuple[list[Layer], bytes]:
+    """A coupling and its inverse, over the same weights."""
+    tensors: dict[str, Array] = {}
+    for i, part in enumerate((part for part in module.net if isinstance(part, nn.Conv2d)), 1):
+        tensors |= {f"{name}_{i}": array for name, array in _weight_and_bias(part).items()}
+    (layer,), numbers = _assemble([({"op": "coupling", "kept": module.kept, "reach": REACH}, tensors)], 16)
+    return [{**layer, "inverse": inverse} for inverse in (False, True)], numbers
 
 
 @singledispatch
@@ -188,7 +248,7 @@ def _assemble(described: list[tuple[Layer, dict[str, Array]]], bits: int = 32) -
     for layer, arrays in described:
         tensors = {}
         for name, array in arrays.items():
-            dtype, data = _encoded(array, 8 if name == "weight" and bits == 8 else 32)
+            dtype, data = _encoded(array, bits if name.startswith("weight") else 32)
             tensors[name] = {"dtype": dtype, "offset": len(buffer), "shape": list(array.shape)}
             buffer += data + bytes(-len(data) % 4)
         layers.append({**layer, "tensors": tensors})
@@ -199,6 +259,8 @@ def _encoded(array: Array, bits: int) -> tuple[str, bytes]:
     """A tensor's dtype, as JS calls it, and its bytes."""
     if bits == 32:
         return "uint8" if array.dtype == np.uint8 else "float32", array.tobytes()
+    if bits == 16:
+        return "float16", array.astype("<f2").tobytes()
     scales, levels = _levels(array)
     return "int8", scales.tobytes() + levels.tobytes()
 

@@ -19,6 +19,7 @@ from advbook.sliders.base import (
     check_labels,
     check_thetas,
     evaluated,
+    path_steps,
     script,
     selector,
     slider,
@@ -155,19 +156,7 @@ class OnManifoldAttack(ClassifierFigure):
 def _controls(names: Sequence[str], eta: Sequence[float], last: int) -> list[Control]:
     example = selector("example", "example", [f"{i + 1}: {name}" for i, name in enumerate(names)])
     moves = [_move(*row) for row in zip(_MOVES, THETA_NAMES, eta, strict=True)]
-    step = Control(
-        name="step",
-        label="step of the attack's path",
-        start=0,
-        min=0,
-        max=last,
-        step=1,
-        per=1,
-        unit=f" of {last}",
-        digits=0,
-        wide=True,
-    )
-    return [Control(**example, wide=True), *moves, step]
+    return [Control(**example, wide=True), *moves, path_steps(last)]
 
 
 def _move(name: str, latent: str, eta: float) -> Control:

@@ -13,16 +13,16 @@ _GAP = 3  # white pixels around a picture
 
 
 def draw(rows: Sequence[Tensor], titles: Sequence[Sequence[str]], names: Sequence[str]) -> bytes:
-    """Rows of pictures as a PNG: rows [T, 1, H, W] in [0, 1], titles over pictures, names before rows."""
+    """Rows of pictures as a PNG: rows [T, C, H, W] in [0, 1], C of 1 or 3, titles over pictures, names before rows."""
     # A figure of its own, not pyplot's: nothing is left over that a notebook would show a second time.
     # One axes a row: one a picture takes a second longer.
     figure = Figure(figsize=(1.15 * len(rows[0]) + 0.4, 1.35 * len(rows)))
     axes = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
     for ax, images, texts, name in zip(axes, rows, titles, names, strict=True):
-        strip = F.pad(images[:, 0], [_GAP] * 4, value=1)  # [T, H + 2 GAP, W + 2 GAP]
-        ax.imshow(strip.permute(1, 0, 2).flatten(1).numpy(), cmap="gray", vmin=0, vmax=1)
+        strip = F.pad(images, [_GAP] * 4, value=1)  # [T, C, H + 2 GAP, W + 2 GAP]
+        ax.imshow(strip.permute(2, 0, 3, 1).flatten(1, 2).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1)
         for i, text in enumerate(texts):
-            ax.text((i + 0.5) * strip.shape[2] - 0.5, 0, text, ha="center", va="bottom", fontsize=8)
+            ax.text((i + 0.5) * strip.shape[3] - 0.5, 0, text, ha="center", va="bottom", fontsize=8)
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
         ax.set_ylabel(name, fontsize=9)

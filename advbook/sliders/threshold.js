@@ -146,7 +146,7 @@ function makeNumbers() {
 function makeThumb(name) {
   const { element, show: showTensor, say: sayWords } = makePicture();
   element.classList.add("advbook-thumb");
-  const show = ({ data, shape }) => showTensor({ shape, data: Float32Array.from(data, (v) => v / 255) });
+  const show = (bytes) => showTensor(unit(bytes));
   const say = (confidence, right, accepted, changed) => {
     const side = accepted ? "accepted" : "rejected";
     const words = `class ${right ? "right" : "wrong"}, confidence ${percent(confidence)}, ${changed ? "now " : ""}${side}`;
